@@ -1,0 +1,207 @@
+"""Runs an INT8 network on oneDNN's uint8 convolution kernels, one segment at a time.
+
+A segment is what lies between two approximated layers. The engine takes a batch to the codes of the first layer
+(`start`), then applies a layer's TAP and goes on to the next one (`advance`), until the logits. Nothing in it knows
+a model. Packed weights cannot be pickled: build an engine in each process, from the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from approx_env import kernels, quantize, tap
+from approx_env.errors import InputError
+from approx_env.network import (
+    INPUT,
+    Concatenation,
+    Convolution,
+    Flatten,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Network,
+    Node,
+    Site,
+    Weighted,
+)
+
+ONEDNN = torch.ops.onednn
+
+
+@dataclass(frozen=True)
+class State:
+    """A batch on its way: the tensors that later nodes still read, and the layer whose codes come next."""
+
+    layer: int  # index of the next approximated layer; the number of layers once the logits are there
+    tensors: dict[str, torch.Tensor]  # uint8 channels-last codes, or float32
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+
+class Engine:
+    """An INT8 network made ready to run on this machine's CPU.
+
+    Args:
+        network: what to run.
+
+    Raises:
+        InputError: this torch has no oneDNN kernels, or this CPU would saturate the network's products.
+    """
+
+    def __init__(self, network: Network):
+        if not torch.backends.mkldnn.is_available() or not hasattr(ONEDNN, "qconv2d_pointwise"):
+            raise InputError("the onednn engine needs an x86 build of torch with oneDNN, which this one is not")
+        self.network = network
+        self._packed = {node.name: _pack(network, node) for node in network.nodes if isinstance(node, Weighted)}
+        self._segments = _segments(network)
+        self._live = _live_after(self._segments, network)
+
+    def start(self, images: torch.Tensor | np.ndarray) -> State:
+        """Takes `images (n, c, h, w) uint8` to the codes of the first approximated layer."""
+        x = torch.as_tensor(images).contiguous(memory_format=torch.channels_last)
+        return self._run(0, {INPUT: x})
+
+    def codes(self, state: State) -> torch.Tensor:
+        """The codes of the layer that comes next, before TAP: `(n, c, h, w)` or `(n, features) uint8`."""
+        return state[self._site(state).inputs[0]]
+
+    def advance(self, state: State, codes: Sequence[int] | None, tmax: int = tap.HIGHEST_CODE) -> State:
+        """Approximates the next layer by `codes` (None: leaves it exact) and runs on to the layer after it.
+
+        `state` stays as it is. The approximated codes are in the new state under the layer's name.
+
+        Raises:
+            ValueError: invalid codes.
+        """
+        exact = self.codes(state)
+        approximated = exact if codes is None else _tap(exact, codes, tmax)
+        return self._run(state.layer + 1, state.tensors | {self._site(state).name: approximated})
+
+    def forward(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """Runs the exact network: `(n, c, h, w) uint8` -> logits `(n, classes) float32`."""
+        state = self.start(images)
+        for _ in self.network.layers:
+            state = self.advance(state, None)
+        return self.logits(state)
+
+    def logits(self, state: State) -> torch.Tensor:
+        """The logits `(n, classes) float32` of a state that has passed every layer."""
+        return state[self.network.nodes[-1].name]
+
+    def _site(self, state: State) -> Node:
+        return self.network.by_name[self.network.layers[state.layer]]
+
+    def _run(self, segment: int, tensors: dict[str, torch.Tensor]) -> State:
+        for node in self._segments[segment]:
+            tensors[node.name] = self._apply(node, [tensors[name] for name in node.inputs])
+        keep = self._live[segment]
+        return State(segment, {name: tensor for name, tensor in tensors.items() if name in keep})
+
+    def _apply(self, node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+        match node:
+            case Convolution() | Linear():
+                return self._packed[node.name](inputs[0])
+            case MaxPool():
+                return _max_pool(inputs[0], node, self.network.shapes[node.name])
+            case Concatenation():
+                return torch.cat(inputs, 1)
+            case Flatten():
+                return inputs[0].contiguous().flatten(1)
+            case GlobalAveragePool():
+                return inputs[0].mean((2, 3))
+        raise NotImplementedError(type(node).__name__)
+
+
+@cache
+def saturates() -> bool:
+    """Whether this CPU's uint8 x int8 convolution saturates sums of two products at 16 bits (AVX2 without VNNI)."""
+    x = torch.full((1, 32, 4, 4), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    weight = torch.full((32, 32, 1, 1), quantize.HIGHEST_WEIGHT, dtype=torch.int8)
+    ones = torch.ones(32)
+    run = _packed_convolution(weight, ones, torch.zeros(32), 1.0, 0, None, 1, 0, relu=False, shape=x.shape)
+    return bool((run(x) != 255.0 * quantize.HIGHEST_WEIGHT * 32).any())
+
+
+def _pack(network: Network, node: Weighted):
+    """A function from the node's input codes to its output, with the weights in oneDNN's own order."""
+    worst = int(quantize.weight_pairs(node.weight).max())
+    if worst > quantize.HIGHEST_PAIR and saturates():
+        raise InputError(
+            f"'{node.name}' has neighbouring weights that add up to {worst}, and this CPU, which has no VNNI "
+            f"instructions, saturates above {quantize.HIGHEST_PAIR}: quantise the teacher with approx_env.quantize, "
+            "whose weights are safe everywhere, or run on a CPU with VNNI"
+        )
+    source = node.inputs[0]
+    scale, zero_point = network.scales[source], network.zero_point(source)
+    weight, weight_scale = torch.from_numpy(node.weight), torch.from_numpy(node.weight_scale)
+    bias = torch.from_numpy((node.bias * (scale * node.weight_scale.astype(np.float64))).astype(np.float32))
+    if isinstance(node, Convolution):
+        return _packed_convolution(weight, weight_scale, bias, scale, zero_point, node.scale, node.stride, node.padding,
+                                   relu=node.relu, shape=(1, *network.shapes[source]))  # fmt: skip
+    packed = ONEDNN.qlinear_prepack(weight, [1, weight.shape[1]])
+    output = (node.scale or 1.0, 0, torch.uint8 if node.scale else torch.float32, "relu" if node.relu else "none")
+    zeros = torch.zeros(len(weight), dtype=torch.int32)
+    return lambda x: ONEDNN.qlinear_pointwise(x, scale, zero_point, packed, weight_scale, zeros, bias, *output, [], "")
+
+
+def _packed_convolution(weight, weight_scale, bias, scale, zero_point, output_scale, stride, padding, *, relu, shape):
+    geometry = ([stride] * 2, [padding] * 2, [1, 1], 1)
+    packed = ONEDNN.qconv_prepack(weight, weight_scale, scale, zero_point, *geometry, list(shape))
+    zeros = torch.zeros(len(weight), dtype=torch.int32)
+    kind = torch.uint8 if output_scale else torch.float32
+    output = (output_scale or 1.0, 0, kind, "relu" if relu else "none")
+    return lambda x: ONEDNN.qconv2d_pointwise(
+        x, scale, zero_point, packed, weight_scale, zeros, bias, *geometry, *output, [], ""
+    )
+
+
+def _segments(network: Network) -> list[list[Node]]:
+    """The nodes up to the first site, between each two, and behind the last; the sites themselves left out."""
+    segments: list[list[Node]] = [[]]
+    for node in network.nodes:
+        segments.append([]) if isinstance(node, Site) else segments[-1].append(node)
+    return segments
+
+
+def _live_after(segments: list[list[Node]], network: Network) -> list[set[str]]:
+    """For each segment the tensors that something after it reads: what attention and cost look at included."""
+    sites = [network.by_name[name] for name in network.layers]
+    needed = {network.nodes[-1].name}
+    live = []
+    for position in reversed(range(len(segments))):
+        keep = set(needed)
+        if position > 0:
+            keep.add(sites[position - 1].name)
+        live.append(keep)
+        needed |= {name for node in segments[position] for name in node.inputs}
+        if position > 0:
+            needed |= set(sites[position - 1].inputs)
+    return live[::-1]
+
+
+def rows(codes: torch.Tensor) -> np.ndarray:
+    """Views codes `(n, c, h, w)` channels-last as `(n, h * w, c)`, or `(n, features)` as `(n, 1, features)`."""
+    if codes.dim() == 2:
+        return codes.contiguous().numpy()[:, None]
+    return codes.permute(0, 2, 3, 1).contiguous().flatten(1, 2).numpy()
+
+
+def _tap(x: torch.Tensor, codes: Sequence[int], tmax: int) -> torch.Tensor:
+    tap.check(codes, tmax)
+    x = x.contiguous() if x.dim() == 2 else x.contiguous(memory_format=torch.channels_last)
+    y = torch.empty_like(x)
+    kernels.tap(rows(x).reshape(-1), rows(y).reshape(-1), *(np.uint8(code) for code in (*codes, tmax)))
+    return y
+
+
+def _max_pool(x: torch.Tensor, node: MaxPool, shape: tuple[int, ...]) -> torch.Tensor:
+    x = x.permute(0, 2, 3, 1).contiguous()
+    y = torch.empty((len(x), *shape[1:], shape[0]), dtype=torch.uint8)
+    kernels.max_pool(x.numpy(), y.numpy(), node.kernel, node.stride)
+    return y.permute(0, 3, 1, 2)

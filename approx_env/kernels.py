@@ -1,0 +1,87 @@
+"""Fast loops over uint8 codes in channels-last memory; each has a slow twin in `tap.py` or `reference.py`.
+
+The loops are branch-free over the innermost, contiguous axis, so that numba's LLVM turns them into vector
+instructions. They release the GIL and run on the calling thread alone.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+_compiled = numba.njit(nogil=True, cache=True)
+
+
+@_compiled
+def tap(x, y, t1, v1, t2, v2, tmax):
+    """Writes TAP of `x (n,) uint8` into `y (n,) uint8`; the five codes are `np.uint8`."""
+    for i in range(x.size):
+        code = x[i]
+        result = code
+        if code <= tmax:
+            result = v2
+        if code <= t2:
+            result = v1
+        if code <= t1:
+            result = np.uint8(0)
+        y[i] = result
+
+
+@_compiled
+def max_pool(x, y, kernel, stride):
+    """Writes the maximum of each window of `x (n, h, w, c) uint8` into `y (n, i, j, c) uint8`.
+
+    Windows begin at multiples of `stride` and are cut at the border (that is 'ceil mode' where `y` says so).
+    """
+    count, height, width, channels = x.shape
+    for n in range(count):
+        for i in range(y.shape[1]):
+            for j in range(y.shape[2]):
+                target = y[n, i, j]
+                target[:] = x[n, i * stride, j * stride]
+                for row in range(i * stride, min(i * stride + kernel, height)):
+                    for column in range(j * stride, min(j * stride + kernel, width)):
+                        source = x[n, row, column]
+                        for c in range(channels):
+                            target[c] = max(target[c], source[c])
+
+
+@_compiled
+def energy(x, q):
+    """Writes the sum over channels of the squared codes of `x (n, c) uint8` into `q (n,) float32`."""
+    for i in range(x.shape[0]):
+        total = np.int32(0)
+        for c in range(x.shape[1]):
+            code = np.int32(x[i, c])
+            total += code * code
+        q[i] = total
+
+
+@_compiled
+def tally(x, low, middle, high, weights, counts):
+    """Adds to `counts (4,) int64` how many codes are 0..low, ..middle, ..high and above, times their row's weight.
+
+    `x (n, p, c) uint8` are codes, `weights (p,) int64` the multiplications in which each code of a position takes
+    part. Partial sums over 128 channels fit a byte, so that the compiler counts 32 codes at a time.
+    """
+    one, zero = np.uint8(1), np.uint8(0)
+    for n in range(x.shape[0]):
+        for p in range(x.shape[1]):
+            row = x[n, p]
+            in_low, in_middle, in_high = 0, 0, 0
+            for start in range(0, row.size, 128):
+                part = row[start : min(start + 128, row.size)]
+                a, b, d = zero, zero, zero
+                for c in range(part.size):
+                    code = part[c]
+                    a = np.uint8(a + (one if code <= low else zero))
+                    b = np.uint8(b + (one if code <= middle else zero))
+                    d = np.uint8(d + (one if code <= high else zero))
+                in_low += np.int64(a)
+                in_middle += np.int64(b)
+                in_high += np.int64(d)
+            weight = weights[p]
+            counts[0] += weight * in_low
+            counts[1] += weight * (in_middle - in_low)
+            counts[2] += weight * (in_high - in_middle)
+            counts[3] += weight * (row.size - in_high)

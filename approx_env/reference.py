@@ -1,0 +1,93 @@
+"""Slow, plain twins in exact integer arithmetic of what `engine.py` and `kernels.py` do fast.
+
+Nothing but tests and a doubting reader runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from approx_env import tap
+from approx_env.network import (
+    INPUT,
+    Concatenation,
+    Convolution,
+    Flatten,
+    GlobalAveragePool,
+    MaxPool,
+    Network,
+    Site,
+    Weighted,
+)
+
+
+def forward(
+    network: Network,
+    images: np.ndarray,
+    configuration: Mapping[str, tuple[Sequence[int], int]] | None = None,
+) -> dict[str, np.ndarray]:
+    """Runs `network` on `images (n, c, h, w) uint8` and returns every node's output by name.
+
+    Sums of products are taken in float64, exact below 2**53, and requantised in float64, rounding half to even.
+
+    Args:
+        configuration: for each approximated layer its `(codes, tmax)`; a layer that is missing stays exact.
+    """
+    outputs: dict[str, np.ndarray] = {INPUT: images}
+    for node in network.nodes:
+        inputs = [outputs[name] for name in node.inputs]
+        match node:
+            case Weighted():
+                outputs[node.name] = _weighted(network, node, inputs[0])
+            case MaxPool():
+                outputs[node.name] = max_pool(inputs[0], node.kernel, node.stride, network.shapes[node.name][1:])
+            case GlobalAveragePool():
+                outputs[node.name] = inputs[0].mean((2, 3))
+            case Concatenation():
+                outputs[node.name] = np.concatenate(inputs, 1)
+            case Flatten():
+                outputs[node.name] = inputs[0].reshape(len(inputs[0]), -1)
+            case Site():
+                known = configuration is not None and node.name in configuration
+                outputs[node.name] = tap.tap(inputs[0], *configuration[node.name]) if known else inputs[0]
+    return outputs
+
+
+def _weighted(network: Network, node: Weighted, codes: np.ndarray) -> np.ndarray:
+    x = torch.from_numpy(codes.astype(np.float64) - network.zero_point(node.inputs[0]))
+    weight = torch.from_numpy(node.weight.astype(np.float64))
+    if isinstance(node, Convolution):
+        sums = F.conv2d(x, weight, stride=node.stride, padding=node.padding).numpy()
+    else:
+        sums = F.linear(x, weight).numpy()
+    axes = (-1, *[1] * (sums.ndim - 2))
+    value = (sums + node.bias.reshape(axes)) * node.weight_scale.astype(np.float64).reshape(axes)
+    value *= network.scales[node.inputs[0]]
+    if node.scale is None:
+        return np.maximum(value, 0) if node.relu else value
+    return np.clip(np.rint(value / node.scale), 0, tap.HIGHEST_CODE).astype(np.uint8)
+
+
+def max_pool(codes: np.ndarray, kernel: int, stride: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Maximum of each window of `codes (n, c, h, w)`; `shape` is the output's `(i, j)`."""
+    pooled = np.empty((*codes.shape[:2], *shape), codes.dtype)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            window = codes[:, :, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
+            pooled[:, :, i, j] = window.max((2, 3))
+    return pooled
+
+
+def energy(codes: np.ndarray) -> np.ndarray:
+    """Sum over channels of squared codes: `(n, c, h, w)` -> `(n, h, w) int64`."""
+    return (codes.astype(np.int64) ** 2).sum(1)
+
+
+def tally(codes: np.ndarray, limits: Sequence[int], weights: np.ndarray) -> np.ndarray:
+    """Weighted counts of codes up to each of three `limits`, and above: `(n, c, h, w)`, `(h, w)` -> `(4,) int64`."""
+    kind = np.searchsorted(np.asarray(limits), codes, side="left")
+    return np.array([((kind == k).sum((0, 1)) * weights).sum() for k in range(4)])

@@ -1,0 +1,171 @@
+"""Teachers on disk: arrays in `NAME.safetensors`, everything else in `NAME.json` beside it. Never pickle.
+
+The INT8 teacher is a network (`approx_env.network`); the float teacher is a module's state. The JSON names the
+SHA-256 of the arrays, so that a truncated or exchanged file is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+from torch import nn
+
+from approx_env import data, engine, models, network, quantize, training
+from approx_env.errors import InputError
+from approx_env.network import Network, Node
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent / "teachers"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """An INT8 network with what is known of its making."""
+
+    network: Network
+    about: dict[str, Any]  # dataset, recipe, accuracies in [0, 1] by split, file
+
+
+def path_of(model: str, dataset: str) -> Path:
+    """Where the package keeps the INT8 teacher of `model` on `dataset`.
+
+    Raises:
+        InputError: none is shipped.
+    """
+    path = SHIPPED / f"{model}-{dataset.replace(':', '-')}.int8.json"
+    if not path.exists():
+        raise InputError(
+            f"no teacher of {model} on {dataset} is shipped: train one by `python -m approx_env.training --model "
+            f"{model} ...` and name its .int8.json with --teacher"
+        )
+    return path
+
+
+def write(stem: Path, model_name: str, module: nn.Module, dataset: data.Dataset, recipe: dict[str, Any]) -> Network:
+    """Quantises a trained `module` on the calibration split and writes `STEM.float.*` and `STEM.int8.*`.
+
+    Accuracies on validation and test, of both, are measured, printed and kept in the JSON.
+    """
+    calibration, _ = dataset.load("calibration")
+    quantised = quantize.quantize(
+        module, calibration, model=model_name, classes=dataset.classes, layers=module.layers, attention=module.attention
+    )
+    held_out = {split: dataset.load(split) for split in ("validation", "test")}
+    runner = engine.Engine(quantised)
+    about: dict[str, Any] = {"dataset": dataset.name, "classes": list(dataset.classes), "recipe": recipe}
+    about["float_accuracy"] = {split: training.accuracy(module, *part) for split, part in held_out.items()}
+    about["int8_accuracy"] = {split: accuracy(runner, *part) for split, part in held_out.items()}
+    arrays = {name: array.detach().numpy() for name, array in module.state_dict().items()}
+    _write(stem.with_name(f"{stem.name}.float.json"), arrays, about | {"model": model_name})
+    arrays, description = _describe(quantised)
+    path = stem.with_name(f"{stem.name}.int8.json")
+    _write(path, arrays, about | {"network": description})
+    for split in held_out:
+        print(
+            f"{split}: float {100 * about['float_accuracy'][split]:.2f} %, "
+            f"INT8 {100 * about['int8_accuracy'][split]:.2f} %"
+        )
+    print(f"wrote {path}")
+    return quantised
+
+
+def accuracy(runner: engine.Engine, pixels: np.ndarray, labels: np.ndarray, batch_size: int = 128) -> float:
+    """Share of images in [0, 1] that the exact INT8 network classifies correctly."""
+    predicted = [
+        runner.forward(pixels[start : start + batch_size]).argmax(1).numpy()
+        for start in range(0, len(labels), batch_size)
+    ]
+    return float((np.concatenate(predicted) == labels).mean())
+
+
+def read(path: str | os.PathLike) -> Teacher:
+    """Reads an INT8 teacher from its JSON (or the safetensors beside it).
+
+    Raises:
+        InputError: a file is missing, truncated, exchanged or no INT8 teacher.
+    """
+    path = Path(path)
+    path = path.with_suffix(".json") if path.suffix == ".safetensors" else path
+    arrays, about = _read(path)
+    if about.get("format") != FORMAT or "network" not in about:
+        raise InputError(f"{path} is not an INT8 teacher of format {FORMAT}: name a .int8.json that training wrote")
+    try:
+        teacher = Teacher(_rebuild(about.pop("network"), arrays), about | {"file": str(path)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} does not describe a network ({error}): write it anew by training") from error
+    return teacher
+
+
+def read_float(path: str | os.PathLike) -> nn.Module:
+    """Reads a float teacher, in eval mode.
+
+    Raises:
+        InputError: as `read`.
+    """
+    import torch
+
+    arrays, about = _read(Path(path))
+    if "model" not in about:
+        raise InputError(f"{path} is not a float teacher: name a .float.json that training wrote")
+    module = models.build(about["model"], len(about["classes"]), batch_norm=about["recipe"]["batch_norm"])
+    module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    return module.eval()
+
+
+def _describe(quantised: Network) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Splits a network into arrays by `node/field` and a JSON value."""
+    arrays, nodes = {}, []
+    for node in quantised.nodes:
+        entry: dict[str, Any] = {"op": type(node).__name__}
+        for part in fields(node):
+            value = getattr(node, part.name)
+            if isinstance(value, np.ndarray):
+                arrays[f"{node.name}/{part.name}"] = value
+            else:
+                entry[part.name] = value
+        nodes.append(entry)
+    own = {part.name: getattr(quantised, part.name) for part in fields(quantised) if part.name != "nodes"}
+    return arrays, own | {"nodes": nodes}
+
+
+def _rebuild(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Network:
+    nodes: list[Node] = []
+    for entry in description.pop("nodes"):
+        kind = network.OPERATIONS[entry.pop("op")]
+        entry["inputs"] = tuple(entry["inputs"])
+        stored = {part.name for part in fields(kind)} - set(entry)
+        nodes.append(kind(**entry, **{name: arrays[f"{entry['name']}/{name}"] for name in stored}))
+    tuples = {key: tuple(value) for key, value in description.items() if isinstance(value, list)}
+    return Network(nodes=tuple(nodes), **(description | tuples))
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
+    content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    _replace(path.with_suffix(".safetensors"), content)
+    about = {"format": FORMAT, "sha256": hashlib.sha256(content).hexdigest(), **about}
+    _replace(path, (json.dumps(about, indent=1) + "\n").encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays_path = path.with_suffix(".safetensors")
+    try:
+        about = json.loads(path.read_text())
+        content = arrays_path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"teacher {path} cannot be read ({error}): --teacher takes a .json that training wrote") from error
+    if not isinstance(about, dict) or hashlib.sha256(content).hexdigest() != about.get("sha256"):
+        raise InputError(f"{arrays_path} is not what {path.name} describes (truncated or exchanged): copy both anew")
+    return load(content), about
