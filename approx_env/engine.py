@@ -7,7 +7,7 @@ a model. Packed weights cannot be pickled: build an engine in each process, from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -49,18 +49,19 @@ class Engine:
 
     Args:
         network: what to run.
+        observed: tensors that a state keeps when its last segment made them, for a caller to look at.
 
     Raises:
         InputError: this torch has no oneDNN kernels, or this CPU would saturate the network's products.
     """
 
-    def __init__(self, network: Network):
+    def __init__(self, network: Network, observed: Collection[str] = ()):
         if not torch.backends.mkldnn.is_available() or not hasattr(ONEDNN, "qconv2d_pointwise"):
             raise InputError("the onednn engine needs an x86 build of torch with oneDNN, which this one is not")
         self.network = network
         self._packed = {node.name: _pack(network, node) for node in network.nodes if isinstance(node, Weighted)}
         self._segments = _segments(network)
-        self._live = _live_after(self._segments, network)
+        self._live = _live_after(self._segments, network, observed)
 
     def start(self, images: torch.Tensor | np.ndarray) -> State:
         """Takes `images (n, c, h, w) uint8` to the codes of the first approximated layer."""
@@ -169,13 +170,13 @@ def _segments(network: Network) -> list[list[Node]]:
     return segments
 
 
-def _live_after(segments: list[list[Node]], network: Network) -> list[set[str]]:
-    """For each segment the tensors that something after it reads: what attention and cost look at included."""
+def _live_after(segments: list[list[Node]], network: Network, observed: Collection[str]) -> list[set[str]]:
+    """For each segment the tensors to keep: what later ones read, the layer just approximated, what is observed."""
     sites = [network.by_name[name] for name in network.layers]
     needed = {network.nodes[-1].name}
     live = []
     for position in reversed(range(len(segments))):
-        keep = set(needed)
+        keep = needed | {node.name for node in segments[position] if node.name in observed}
         if position > 0:
             keep.add(sites[position - 1].name)
         live.append(keep)

@@ -166,22 +166,21 @@ def pool_first(network: Network) -> Network:
     TAP is monotone, so it commutes with a maximum, bit for bit. Attention layers stay: their maps need the codes
     before the pool.
     """
-    nodes = list(network.nodes)
-    renamed: dict[str, str] = {}
-    for position, node in enumerate(nodes):
-        if not isinstance(node, Site) or node.name in network.attention:
-            continue
+    pools: dict[str, MaxPool] = {}  # by the site that they change places with
+    for node in network.nodes:
         readers = network.consumers(node.name)
-        if len(readers) == 1 and isinstance(readers[0], MaxPool):
-            pool = readers[0]
-            nodes[position] = replace(pool, inputs=node.inputs)
-            nodes[nodes.index(pool)] = replace(node, inputs=(pool.name,))
-            renamed[pool.name] = node.name
-    moved = {node.name for node in nodes if isinstance(node, Site) and node.inputs[0] in renamed}
-    nodes = [
-        node if node.name in moved else replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
-        for node in nodes
-    ]
+        moves = isinstance(node, Site) and node.name not in network.attention and len(readers) == 1
+        if moves and isinstance(readers[0], MaxPool):
+            pools[node.name] = readers[0]
+    site_of = {pool.name: site for site, pool in pools.items()}
+    nodes = []
+    for node in network.nodes:
+        if node.name in pools:
+            nodes.append(replace(pools[node.name], inputs=node.inputs))
+        elif node.name in site_of:
+            nodes.append(Site(site_of[node.name], (node.name,)))
+        else:
+            nodes.append(replace(node, inputs=tuple(site_of.get(name, name) for name in node.inputs)))
     return replace(network, nodes=tuple(nodes))
 
 

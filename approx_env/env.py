@@ -1,0 +1,118 @@
+"""The search problem as a Gymnasium environment, registered as `TAP-v0`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from approx_env import calibration, data, tap, teacher
+from approx_env.evaluator import Configuration, Evaluator, Problem, Reward, Score
+
+CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 16, 32
+
+
+class CodeSpace(gym.spaces.MultiDiscrete):
+    """`MultiDiscrete([256] * 4)` whose `sample()` gives codes `(t1, v1, t2, v2)` that are valid under `tmax`."""
+
+    def __init__(self, tmax: int, seed: int | np.random.Generator | None = None):
+        super().__init__([calibration.CODE_COUNT] * len(tap.CODES), seed=seed)
+        self.tmax = tmax
+
+    def sample(self, mask=None, probability=None) -> np.ndarray:
+        """Draws one of the valid quadruples, each with the same probability; takes no mask."""
+        if mask is not None or probability is not None:
+            raise ValueError("CodeSpace.sample() takes no mask: it draws valid codes by itself")
+        return np.array(tap.random_codes(self.tmax, self.np_random), self.dtype)
+
+
+class TapEnv(gym.Env):
+    """
+    ## Description
+    One episode is one TAP configuration of an INT8 network: step i sets the four codes of approximated layer i, and
+    the forward pass of the search images advances to the next layer.
+
+    ## Action Space
+    `MultiDiscrete([256] * 4)`: `(t1, v1, t2, v2)` with `1 <= t1 < v1 < t2 < v2 <= tmax`, the layer's tmax being in
+    `info["tmax"]`. Invalid codes raise `ValueError`; they are never repaired. `action_space.sample()` gives valid
+    codes for the layer that comes next.
+
+    ## Observation Space
+    `Box(0, 1, (4,), float32)`: `[i / (L - 1), mean / 255, std / 128, p90 / 255]` of the calibration histogram of the
+    layer that comes next, over all codes. It does not depend on the actions. After the last step it is the last
+    layer's again.
+
+    ## Rewards
+    Minus the weighted attention-transfer term at an attention layer; in the last step also accuracy minus the
+    weighted KD loss. The sum is the evaluator's return of the configuration, exactly.
+
+    ## Starting State
+    The first layer, always: `reset()` has nothing to draw.
+
+    ## Episode End
+    Terminates when every layer has its codes. Never truncates.
+
+    ## Information
+    Every `info` has `tmax` of the layer that comes next. The last one has `codes (L, 4) int64`, `accuracy`,
+    `soft_accuracy`, `drop_points`, `kd`, `at`, `return`, and the cost shares `layer_shares (L, 4)`, `shares (4,)`.
+
+    ## Arguments
+    `evaluator` is the problem; without one it is that of `model`'s shipped digits teacher and 256 search images.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, evaluator: Evaluator | None = None, *, model: str = "squeezenet"):
+        self.evaluator = shipped_evaluator(model) if evaluator is None else evaluator
+        self._layers = self.evaluator.calibration.layers
+        self.observation_space = gym.spaces.Box(0.0, 1.0, (4,), np.float32)
+        self.action_space = CodeSpace(self._layers[0].tmax)
+        self._codes: list[list[int]] = []
+        self._evaluation = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        self._codes = []
+        self._evaluation = self.evaluator.begin()
+        return self._observe(0)
+
+    def step(self, action):
+        if self._evaluation is None or self._evaluation.score is not None:
+            raise gym.error.ResetNeeded("call reset() before step(): no episode is under way")
+        codes = np.asarray(action)
+        reward = self._evaluation.advance(codes)
+        self._codes.append(codes.tolist())
+        score = self._evaluation.score
+        observation, info = self._observe(min(self._evaluation.layer, len(self._layers) - 1))
+        if score is not None:
+            info |= outcome(self._codes, score)
+        return observation, reward, score is not None, False, info
+
+    def _observe(self, layer: int):
+        self.action_space.tmax = self._layers[layer].tmax
+        return self._layers[layer].observation.copy(), {"tmax": self._layers[layer].tmax}
+
+
+def outcome(configuration: Configuration, score: Score) -> dict[str, Any]:
+    """A scored configuration as the last `info` of an episode has it."""
+    return {
+        "codes": np.array(configuration, np.int64),
+        "accuracy": score.accuracy,
+        "soft_accuracy": score.soft_accuracy,
+        "drop_points": score.drop_points,
+        "kd": score.kd,
+        "at": score.at,
+        "return": score.return_,
+        "layer_shares": score.layer_shares,
+        "shares": score.shares,
+    }
+
+
+def shipped_evaluator(model: str = "squeezenet") -> Evaluator:
+    """The evaluator of `model`'s shipped digits teacher on the whole search split, with default settings."""
+    dataset = data.load("digits")
+    network = teacher.read(teacher.path_of(model, "digits")).network
+    images, _ = dataset.load("calibration", CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE)
+    batches = np.split(images, CALIBRATION_BATCHES)
+    return Evaluator(Problem(network, calibration.calibrate(network, batches), *dataset.load("search"), Reward()))

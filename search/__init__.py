@@ -1,0 +1,1 @@
+"""Searches for TAP configurations: PPO and baselines on Ray, results in Parquet."""

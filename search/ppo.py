@@ -1,0 +1,168 @@
+"""PPO as a Tune trainable: RLlib's algorithm with an exact budget of episodes and rows in the sink."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from ray import tune
+from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+
+from approx_env.env import TapEnv
+from approx_env.evaluator import Evaluator
+from search import sink
+from search.policy import CodePolicy
+
+EPISODES_AN_ITERATION = 32
+EPOCHS = 10
+MINIBATCH_SHARE = 4  # a minibatch is this part of an iteration's steps
+CLIP = 0.2
+GRAD_CLIP = 0.5
+ENTROPY = 0.001
+HIDDEN = 128
+SEED_STRIDE = 100_003  # keeps the streams of a trial's env runners apart
+
+
+class RecordEpisodes(RLlibCallback):
+    """Sends every finished episode to the sink, and gives each env runner its own random stream."""
+
+    def on_env_runner_created(self, *, env_runner, **kwargs) -> None:
+        torch.set_num_threads(1)
+        settings = env_runner.config.env_config
+        self._episode = 0
+        self._recorder = sink.Recorder(settings["run"], settings["trial"], "ppo", settings["seed"])
+        if env_runner.module is not None:
+            stream = settings["seed"] * SEED_STRIDE + (env_runner.worker_index or 0)
+            env_runner.module.generator = torch.Generator().manual_seed(stream)
+
+    def on_episode_end(self, *, episode, env_runner, **kwargs) -> None:
+        runner, runners = max(1, env_runner.worker_index or 0), max(1, env_runner.config.num_env_runners)
+        # Env runners take turns in the numbering, which so does not depend on who is faster.
+        self._recorder.add(episode.id_, self._episode * runners + runner - 1, episode.get_infos(-1))
+        self._episode += 1
+
+    def on_sample_end(self, **kwargs) -> None:
+        self._recorder.wait()
+
+
+class TapPPO(PPO):
+    """PPO that stops after exactly `budget` episodes, shared out evenly among the env runners.
+
+    Each iteration asks every env runner once for its share of episodes, and puts them together in the runners'
+    order: which runner is faster changes nothing.
+    """
+
+    def setup(self, config) -> None:
+        super().setup(config)
+        self._budget = self.config.env_config["budget"]
+        self._finished = 0
+
+    def step(self):
+        result = super().step()
+        progress = tune_metrics(self.config.env_config["run"], self.config.env_config["trial"], self._budget)
+        return result | progress
+
+    def training_step(self) -> None:
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            sampled = self._sample(min(EPISODES_AN_ITERATION, self._budget - self._finished))
+            episodes = [episode for part, _ in sampled for episode in part]
+            if not episodes:
+                return  # every env runner failed; RLlib restores them before the next iteration
+            self._finished += len(episodes)
+            self.metrics.aggregate([metrics for _, metrics in sampled], key=ENV_RUNNER_RESULTS)
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
+            learned = self.learner_group.update(
+                episodes=episodes,
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps},
+                num_epochs=self.config.num_epochs,
+                minibatch_size=self.config.minibatch_size,
+                shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
+            )
+            self.metrics.aggregate(learned, key=LEARNER_RESULTS)
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+
+    def _sample(self, wanted: int) -> list[tuple[list, dict]]:
+        """Episodes and metrics of every env runner, in the runners' order."""
+        if self.env_runner_group.num_remote_workers() == 0:
+            runner = self.env_runner_group.local_env_runner
+            return [(runner.sample(num_episodes=wanted), runner.get_metrics())]
+        runners = self.env_runner_group.healthy_worker_ids()
+
+        def sample(runner):
+            position = runners.index(runner.worker_index)
+            share = wanted // len(runners) + (position < wanted % len(runners))
+            episodes = runner.sample(num_episodes=share) if share else []
+            return runner.worker_index, episodes, runner.get_metrics()
+
+        results = self.env_runner_group.foreach_env_runner(sample, local_env_runner=False, timeout_seconds=None)
+        return [(episodes, metrics) for _, episodes, metrics in sorted(results, key=lambda result: result[0])]
+
+
+def tune_metrics(run: str, trial: str, budget: int) -> dict:
+    """What Tune keeps of a trial: its episodes, the run's best return, and whether it is done."""
+    import ray
+
+    progress = ray.get(sink.find(run).progress.remote())
+    episodes = progress.trials.get(trial, 0)
+    return {"episodes": episodes, "best_return": progress.best_return, "done": episodes >= budget}
+
+
+def make_env(config: dict) -> TapEnv:
+    """The environment of an env runner, over the run's problem."""
+    return TapEnv(Evaluator(sink.fetch_problem(config["run"])))
+
+
+def configure(
+    *, run: str, trial: str, seed: int, budget: int, learning_rate: float, num_env_runners: int, problem
+) -> PPOConfig:
+    """RLlib's configuration of one search."""
+    tune.register_env("TAP-v0", make_env)
+    layers = len(problem.calibration.layers)
+    model = {
+        "tmax": list(problem.calibration.tmax),
+        "start": [list(codes) for codes in problem.calibration.quintile],
+        "hidden": HIDDEN,
+    }
+    steps = min(EPISODES_AN_ITERATION, budget) * layers
+    return (
+        PPOConfig(algo_class=TapPPO)
+        .environment("TAP-v0", env_config={"run": run, "trial": trial, "seed": seed, "budget": budget})
+        .env_runners(
+            num_env_runners=num_env_runners,
+            num_cpus_per_env_runner=1,
+            batch_mode="complete_episodes",
+            sample_timeout_s=None,
+        )
+        .learners(num_learners=0)
+        .resources(num_cpus_for_main_process=0 if num_env_runners else 1)
+        .training(
+            train_batch_size_per_learner=steps,
+            minibatch_size=math.ceil(steps / MINIBATCH_SHARE),
+            num_epochs=EPOCHS,
+            lr=learning_rate,
+            gamma=1.0,
+            lambda_=1.0,
+            clip_param=CLIP,
+            vf_clip_param=math.inf,
+            grad_clip=GRAD_CLIP,
+            entropy_coeff=ENTROPY,
+            use_kl_loss=False,
+        )
+        .rl_module(rl_module_spec=RLModuleSpec(module_class=CodePolicy, model_config=model))
+        .callbacks(RecordEpisodes)
+        .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1)
+        .debugging(seed=seed, log_level="ERROR")
+    )
