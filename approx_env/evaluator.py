@@ -64,12 +64,12 @@ class Evaluator:
         images = problem.images
         self.reward = problem.reward
         self.calibration = problem.calibration
-        self.labels = torch.as_tensor(problem.labels)
+        self.labels = torch.tensor(problem.labels)
         self.network = pool_first(problem.network)
         self.readers = cost.readers(self.network)
         self.covered = cost.covered(self.network, self.readers)
         self.engine = Engine(self.network, {reader.tensor for reader in self.readers})
-        self.starts = [self.engine.start(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+        self.starts = [self.engine.start(torch.tensor(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)]
         self.teacher_maps: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
         logits = []
         for state in self.starts:

@@ -178,9 +178,22 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Trains, quantises and writes one teacher."""
-    options = arguments(argv)
+def main(argv: list[str] | None = None) -> int:
+    """Trains, quantises and writes one teacher; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    try:
+        _run(arguments(argv))
+    except InputError as error:
+        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on after the last finished epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    from approx_env import teacher
+
     recipe = Recipe(options.epochs, options.batch_size, options.lr, options.batch_norm, options.seed)
     problems = recipe.problems()
     if options.model not in models.MODELS:
@@ -189,16 +202,14 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(problems)
     dataset = data.load(options.dataset, options.data_dir)
     folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {folder} cannot be written ({error}): choose another folder") from error
     stem = f"{options.model}-{dataset.name.replace(':', '-')}"
     model = train(options.model, dataset, recipe, folder / f"{stem}.checkpoint")
-    from approx_env import teacher
-
     teacher.write(folder / stem, options.model, model, dataset, asdict(recipe))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit("\n".join(error.problems))
+    sys.exit(main())

@@ -12,8 +12,7 @@ from ray import tune
 from approx_env import env, tap
 from approx_env.calibration import Calibration
 from approx_env.evaluator import Configuration, Evaluator, Problem
-from search import sink
-from search.ppo import tune_metrics
+from search import ppo, sink
 
 EVALUATIONS_A_STEP = 8  # by each runner, between two reports to Tune
 
@@ -55,19 +54,18 @@ Runner = ray.remote(num_cpus=1)(_Runner)
 class BaselineSearch(tune.Trainable):
     """One search by a baseline as a Tune trainable.
 
-    `config` holds `run`, `trial`, `algorithm`, `seed`, `budget` and `num_env_runners`.
+    `config` holds `run`, `algorithm`, `seed`, `budget` and `num_env_runners`.
     """
 
     @classmethod
     def default_resource_request(cls, config: dict) -> tune.PlacementGroupFactory:
-        """A core for each runner, none for the trial itself, which only waits."""
-        runners = config["num_env_runners"]
-        return tune.PlacementGroupFactory([{}] + [{"CPU": 1}] * runners if runners else [{"CPU": 1}])
+        return ppo.resources(config["num_env_runners"])
 
     def setup(self, config: dict) -> None:
         problem = sink.fetch_problem(config["run"])
         self._proposals = BASELINES[config["algorithm"]](problem.calibration, config["seed"])
-        self._recorder = sink.Recorder(config["run"], config["trial"], config["algorithm"], config["seed"])
+        self._trial = sink.trial_name(config["algorithm"], config["seed"])
+        self._recorder = sink.Recorder(config["run"], config["algorithm"], config["seed"])
         self._runners = [Runner.remote(problem) for _ in range(config["num_env_runners"])]
         self._local = None if self._runners else _Runner(problem)
         self._finished = 0
@@ -77,10 +75,10 @@ class BaselineSearch(tune.Trainable):
         wanted = min(EVALUATIONS_A_STEP * max(1, len(self._runners)), budget - self._finished)
         configurations = [next(self._proposals) for _ in range(wanted)]
         for outcome in self._evaluate(configurations):
-            self._recorder.add(f"{self.config['trial']}-{self._finished}", self._finished, outcome)
+            self._recorder.add(f"{self._trial}-{self._finished}", self._finished, outcome)
             self._finished += 1
         self._recorder.wait()
-        return tune_metrics(self.config["run"], self.config["trial"], budget)
+        return sink.tune_metrics(self.config["run"], self._trial, budget)
 
     def _evaluate(self, configurations: list[Configuration]) -> Iterator[dict]:
         if self._local:

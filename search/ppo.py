@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from ray import tune
@@ -19,6 +20,7 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
+from approx_env.calibration import Calibration
 from approx_env.env import TapEnv
 from approx_env.evaluator import Evaluator
 from search import sink
@@ -37,13 +39,16 @@ SEED_STRIDE = 100_003  # keeps the streams of a trial's env runners apart
 class RecordEpisodes(RLlibCallback):
     """Sends every finished episode to the sink, and gives each env runner its own random stream."""
 
-    def on_env_runner_created(self, *, env_runner, **kwargs) -> None:
-        torch.set_num_threads(1)
-        settings = env_runner.config.env_config
+    def __init__(self):
+        super().__init__()
+        self._recorder: sink.Recorder | None = None
         self._episode = 0
-        self._recorder = sink.Recorder(settings["run"], settings["trial"], "ppo", settings["seed"])
-        if env_runner.module is not None:
-            stream = settings["seed"] * SEED_STRIDE + (env_runner.worker_index or 0)
+
+    def on_episode_created(self, *, env_runner, **kwargs) -> None:
+        if self._recorder is None:  # the first episode of this env runner
+            config = env_runner.config
+            self._recorder = sink.Recorder(config.env_config["run"], "ppo", config.seed)
+            stream = config.seed * SEED_STRIDE + (env_runner.worker_index or 0)
             env_runner.module.generator = torch.Generator().manual_seed(stream)
 
     def on_episode_end(self, *, episode, env_runner, **kwargs) -> None:
@@ -63,6 +68,10 @@ class TapPPO(PPO):
     order: which runner is faster changes nothing.
     """
 
+    @classmethod
+    def default_resource_request(cls, config):
+        return resources(config["num_env_runners"])
+
     def setup(self, config) -> None:
         super().setup(config)
         self._budget = self.config.env_config["budget"]
@@ -70,8 +79,8 @@ class TapPPO(PPO):
 
     def step(self):
         result = super().step()
-        progress = tune_metrics(self.config.env_config["run"], self.config.env_config["trial"], self._budget)
-        return result | progress
+        trial = sink.trial_name("ppo", self.config.seed)
+        return result | sink.tune_metrics(self.config.env_config["run"], trial, self._budget)
 
     def training_step(self) -> None:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
@@ -111,35 +120,39 @@ class TapPPO(PPO):
         return [(episodes, metrics) for _, episodes, metrics in sorted(results, key=lambda result: result[0])]
 
 
-def tune_metrics(run: str, trial: str, budget: int) -> dict:
-    """What Tune keeps of a trial: its episodes, the run's best return, and whether it is done."""
-    import ray
+def resources(runners: int) -> tune.PlacementGroupFactory:
+    """What a trial asks of Ray: a core for each runner.
 
-    progress = ray.get(sink.find(run).progress.remote())
-    episodes = progress.trials.get(trial, 0)
-    return {"episodes": episodes, "best_return": progress.best_return, "done": episodes >= budget}
+    The trial itself takes turns with its runners and needs no core of its own; RLlib wants a bundle for it all the
+    same, and one byte of memory is the least that every node has.
+    """
+    return tune.PlacementGroupFactory([{"memory": 1}] + [{"CPU": 1}] * runners if runners else [{"CPU": 1}])
 
 
 def make_env(config: dict) -> TapEnv:
-    """The environment of an env runner, over the run's problem."""
+    """The environment of an env runner, over the run's problem, on one thread."""
+    torch.set_num_threads(1)
     return TapEnv(Evaluator(sink.fetch_problem(config["run"])))
 
 
 def configure(
-    *, run: str, trial: str, seed: int, budget: int, learning_rate: float, num_env_runners: int, problem
+    run: str, seed: Any, budget: int, learning_rate: float, num_env_runners: int, calibration: Calibration
 ) -> PPOConfig:
-    """RLlib's configuration of one search."""
+    """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
+
+    Source of the objective: Schulman et al., arXiv:1707.06347, eq. 7, without the KL term.
+    """
     tune.register_env("TAP-v0", make_env)
-    layers = len(problem.calibration.layers)
+    layers = len(calibration.layers)
     model = {
-        "tmax": list(problem.calibration.tmax),
-        "start": [list(codes) for codes in problem.calibration.quintile],
+        "tmax": list(calibration.tmax),
+        "start": [list(codes) for codes in calibration.quintile],
         "hidden": HIDDEN,
     }
     steps = min(EPISODES_AN_ITERATION, budget) * layers
     return (
         PPOConfig(algo_class=TapPPO)
-        .environment("TAP-v0", env_config={"run": run, "trial": trial, "seed": seed, "budget": budget})
+        .environment("TAP-v0", env_config={"run": run, "budget": budget})
         .env_runners(
             num_env_runners=num_env_runners,
             num_cpus_per_env_runner=1,
@@ -147,7 +160,6 @@ def configure(
             sample_timeout_s=None,
         )
         .learners(num_learners=0)
-        .resources(num_cpus_for_main_process=0 if num_env_runners else 1)
         .training(
             train_batch_size_per_learner=steps,
             minibatch_size=math.ceil(steps / MINIBATCH_SHARE),

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from approx_env.evaluator import Problem
 from search import selection, store
 
 NAMESPACE = "tapsearch"
@@ -36,6 +37,7 @@ class Progress:
     rows: int  # finished configurations, all written
     trials: dict[str, int]  # finished configurations by trial
     best_return: float | None
+    rate: float  # configurations a second, since the first one; 0 until there are two
 
 
 class _Sink:
@@ -46,23 +48,25 @@ class _Sink:
     Args:
         folder: the run's folder.
         info: what all rows share.
-        problem: a list with the object reference of the search problem, for env runners to fetch.
+        problem: where the search problem lies in Ray's object store, from `share`, for env runners to fetch.
         top: how many configurations to keep.
     """
 
-    def __init__(self, folder: str, info: RunInfo, problem: list[ray.ObjectRef], top: int):
+    def __init__(self, folder: str, info: RunInfo, problem: bytes, top: int):
         self._folder, self._info, self._problem, self._count = Path(folder), info, problem, top
         self._ids: set[str] = set()
         self._trials: Counter[str] = Counter()
         self._top: list[dict[str, Any]] = []
         self._waiting: list[dict[str, Any]] = []
         self._written = asyncio.Event()
+        self._arrivals: list[float] = []  # times of the first configuration and of the last
+        self._arrived = 0
         self._index(list(store.read_rows(self._folder)))
         self._task = asyncio.get_event_loop().create_task(self._flush_regularly())
 
-    async def problem(self) -> ray.ObjectRef:
-        """The search problem's object reference."""
-        return self._problem[0]
+    async def problem(self) -> bytes:
+        """Where the search problem lies."""
+        return self._problem
 
     async def add(self, row: dict[str, Any]) -> None:
         """Takes one finished configuration and returns when it is written."""
@@ -70,6 +74,8 @@ class _Sink:
             return
         self._ids.add(row["episode_id"])
         self._waiting.append(row)
+        self._arrivals[1:] = [time.monotonic()]
+        self._arrived += 1
         await self._written.wait()
 
     async def flush(self) -> None:
@@ -86,7 +92,9 @@ class _Sink:
     async def progress(self) -> Progress:
         """How far the run is; only written rows count."""
         best = self._top[0]["return"] if self._top else None
-        return Progress(sum(self._trials.values()), dict(self._trials), best)
+        seconds = self._arrivals[-1] - self._arrivals[0] if self._arrived > 1 else 0.0
+        rate = (self._arrived - 1) / seconds if seconds else 0.0
+        return Progress(sum(self._trials.values()), dict(self._trials), best, rate)
 
     async def top(self) -> list[dict[str, Any]]:
         """The best configurations, distinct, best first."""
@@ -133,17 +141,37 @@ def find(run: str) -> ray.actor.ActorHandle:
     return ray.get_actor(actor_name(run), namespace=NAMESPACE)
 
 
-def fetch_problem(run: str):
+def trial_name(algorithm: str, seed: int) -> str:
+    """Name of the search by one algorithm from one seed."""
+    return f"{algorithm}-seed{seed}"
+
+
+def tune_metrics(run: str, trial: str, budget: int) -> dict[str, Any]:
+    """What Tune keeps of a trial: its written episodes, the run's best return, and whether it is done."""
+    progress = ray.get(find(run).progress.remote())
+    episodes = progress.trials.get(trial, 0)
+    return {"episodes": episodes, "best_return": progress.best_return, "done": episodes >= budget}
+
+
+def share(problem: Problem) -> bytes:
+    """Puts a problem into Ray's object store, to stay there as long as the driver lives.
+
+    Its reference travels as bytes: a restarted sink may not depend on an argument that Ray could release.
+    """
+    return ray.cloudpickle.dumps(ray.put(problem))
+
+
+def fetch_problem(run: str) -> Problem:
     """The search problem of a run, whose arrays lie in Ray's object store."""
-    return ray.get(ray.get(find(run).problem.remote()))
+    return ray.get(ray.cloudpickle.loads(ray.get(find(run).problem.remote())))
 
 
 class Recorder:
     """Sends one trial's finished configurations to the sink."""
 
-    def __init__(self, run: str, trial: str, algorithm: str, seed: int):
+    def __init__(self, run: str, algorithm: str, seed: int):
         self._sink = find(run)
-        self._common = {"trial": trial, "algorithm": algorithm, "seed": seed}
+        self._common = {"trial": trial_name(algorithm, seed), "algorithm": algorithm, "seed": seed}
         self._pending: list[ray.ObjectRef] = []
 
     def add(self, episode_id: str, episode: int, outcome: dict[str, Any]) -> None:

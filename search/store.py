@@ -49,6 +49,14 @@ def schema(layers: Sequence[str]) -> pa.Schema:
     return pa.schema(columns)
 
 
+def validated_schema(layers: Sequence[str]) -> pa.Schema:
+    """The columns of `top.parquet` once its rows are validated."""
+    columns = schema(layers)
+    for name in ("validation_accuracy", "validation_drop_points"):
+        columns = columns.append(pa.field(name, pa.float64()))
+    return columns
+
+
 def configuration_columns(layers: Sequence[str], codes: Sequence[Sequence[int]], tmax: Sequence[int]) -> dict[str, int]:
     """Codes and tmax of every layer as a row's columns."""
     return {

@@ -1,0 +1,14 @@
+PYTHON ?= python3
+VENV := .venv/bin
+
+.PHONY: run test
+run: .venv/installed
+	$(VENV)/python -m search.run --layers squeezenet
+
+test: .venv/installed
+	$(VENV)/python -m pytest
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(VENV)/pip install -e '.[test]'
+	touch $@

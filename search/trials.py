@@ -1,0 +1,97 @@
+"""Runs searches under Tune: one trial is one search, by one algorithm from one seed."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import ray
+from ray import tune
+from ray.tune import Callback, RunConfig, TuneConfig
+
+from approx_env.evaluator import Problem
+from search import ppo, sink
+from search.baselines import BaselineSearch
+from search.config import Settings
+
+REFRESH_SECONDS = {True: 1.0, False: 15.0}  # by whether the live line goes to a terminal
+
+
+class LiveLine(threading.Thread):
+    """Keeps one line on the terminal up to date: episodes done, rate, time left, best return."""
+
+    def __init__(self, handle: ray.actor.ActorHandle, total: int):
+        super().__init__(daemon=True)
+        self._sink, self._total = handle, total
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        terminal = sys.stdout.isatty()
+        shown = 0
+        while not self._ended.wait(REFRESH_SECONDS[terminal]):
+            try:
+                progress = ray.get(self._sink.progress.remote(), timeout=5)
+            except ray.exceptions.RayError:
+                continue  # the sink is being restarted
+            if progress.rows == shown and not (terminal and shown):
+                continue
+            shown = progress.rows
+            left = f"{(self._total - shown) / progress.rate:.0f} s left" if progress.rate else "time left unknown"
+            text = (
+                f"{shown}/{self._total} episodes, {progress.rate:.2f} episodes/s, {left}, "
+                f"best return so far {progress.best_return:.4f}"
+            )
+            print(f"\r\033[K{text}" if terminal else text, end="" if terminal else "\n", flush=True)
+        if terminal:
+            print("\r\033[K", end="", flush=True)
+
+    def end(self) -> None:
+        """Stops and clears the line."""
+        self._ended.set()
+        self.join()
+
+
+class _AnnounceTrials(Callback):
+    """Says when a search ends, if there are several."""
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        if len(trials) > 1:
+            result = trial.last_result
+            print(f"{trial}: {result.get('episodes', 0)} episodes done", flush=True)
+
+
+def run(settings: Settings, name: str, folder: Path, problem: Problem, handle: ray.actor.ActorHandle) -> None:
+    """Runs a search for every seed and returns when all their rows are written.
+
+    Raises:
+        RuntimeError: a search failed.
+    """
+    seeds = tune.grid_search(list(settings.seeds))
+    if settings.algorithm == "ppo":
+        trainable = ppo.TapPPO
+        space = ppo.configure(name, seeds, settings.budget, settings.lr, settings.runners, problem.calibration)
+    else:
+        trainable = BaselineSearch
+        space = {"run": name, "algorithm": settings.algorithm, "seed": seeds, "budget": settings.budget,
+                 "num_env_runners": settings.runners}  # fmt: skip
+    line = LiveLine(handle, settings.budget * len(settings.seeds))
+    line.start()
+    try:
+        results = tune.Tuner(
+            trainable,
+            param_space=space,
+            tune_config=TuneConfig(trial_name_creator=_trial_name, trial_dirname_creator=_trial_name),
+            run_config=RunConfig(
+                name="tune", storage_path=str(folder.resolve()), verbose=0, callbacks=[_AnnounceTrials()]
+            ),
+        ).fit()
+    finally:
+        line.end()
+    if results.errors:
+        raise RuntimeError(f"a search failed, see {folder / 'tune'}: {results.errors[0]}")
+
+
+def _trial_name(trial) -> str:
+    algorithm = trial.config.get("algorithm", "ppo") if trial.trainable_name == BaselineSearch.__name__ else "ppo"
+    return sink.trial_name(algorithm, trial.config["seed"])
