@@ -165,7 +165,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         about = json.loads(path.read_text())
         content = arrays_path.read_bytes()
     except (OSError, ValueError) as error:
-        raise InputError(f"teacher {path} cannot be read ({error}): --teacher takes a .json that training wrote") from error
+        raise InputError(f"--teacher {path} cannot be read ({error}): name a .json that training wrote") from error
     if not isinstance(about, dict) or hashlib.sha256(content).hexdigest() != about.get("sha256"):
         raise InputError(f"{arrays_path} is not what {path.name} describes (truncated or exchanged): copy both anew")
     return load(content), about

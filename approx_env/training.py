@@ -102,7 +102,8 @@ def train(model_name: str, dataset: data.Dataset, recipe: Recipe, checkpoint: Pa
     first = _resume(checkpoint, identity, stateful)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(f"{model_name} on {dataset.name}", total=recipe.epochs * steps, completed=first * steps)
+        total = recipe.epochs * steps
+        task = progress.add_task(f"{model_name} on {dataset.name}", total=total, completed=first * steps)
         for epoch in range(first, recipe.epochs):
             started = time.perf_counter()
             loss = _train_epoch(model, optimizer, schedule, pixels, labels, dataset.mirrored, recipe, epoch,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
@@ -19,7 +20,7 @@ DEFAULT_SEARCH_IMAGES = 1024
 
 def _seeds(text: str) -> tuple[int, ...]:
     seeds = tuple(int(part) for part in text.split(","))
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+    if len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**31:
         raise ValueError
     return seeds
 
@@ -59,7 +60,11 @@ class Settings:
     algorithm: str = _option("ppo", "how to search", choices=ALGORITHMS)
     episodes: int | None = _integer(None, "configurations to score in each search (default 320; quintile: 1)", 1)
     seeds: tuple[int, ...] = _option(
-        (0,), "seeds, one search each", type=_seeds, kind="different whole numbers >= 0, as 0,1,2", metavar="LIST"
+        (0,),
+        "seeds, one search each",
+        type=_seeds,
+        kind="different whole numbers in 0..2147483647, as 0,1,2",
+        metavar="LIST",
     )
     search_images: int | None = _integer(
         None, f"images a configuration is scored on (default {DEFAULT_SEARCH_IMAGES}, or all if fewer)", 1
@@ -78,9 +83,11 @@ class Settings:
     num_env_runners: int | None = _integer(
         None, "processes that score, a core each; 0: in the search's own (default: one a core, at most 8)", 0
     )
-    address: str = _option("local", "Ray cluster: local (start one), auto, or HOST:PORT", metavar="local|auto|HOST:PORT")
+    address: str = _option("local", "Ray cluster: local (start one), auto, or HOST:PORT", metavar="ADDRESS")
     results: str = _option("results", "folder that holds the runs", metavar="DIR")
-    run_name: str | None = _option(None, "name of this run's folder (default: from model, dataset and time)", metavar="NAME")
+    run_name: str | None = _option(
+        None, "name of this run's folder (default: model-dataset-algorithm-time)", metavar="NAME"
+    )
 
     @property
     def budget(self) -> int:
@@ -114,18 +121,20 @@ def parse(argv: list[str] | None = None) -> Settings:
         metavar = rules["metavar"] or "{" + ",".join(rules["choices"]) + "}"
         parser.add_argument(flag(option.name), metavar=metavar, help=text.replace("%", "%%"))
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     values = {}
     for option in fields(Settings):
         if option.name in given:
             value, problem = _convert(option, given[option.name])
-            problems += [problem] if problem else []
-            values[option.name] = value
-    if not problems:
-        problems = _contradictions(Settings(**values), set(values))
-    if problems:
-        raise InputError(problems)
-    return Settings(**values)
+            if problem:
+                problems[option.name] = problem
+            else:
+                values[option.name] = value
+    settings = Settings(**values)
+    contradictions = [text for involved, text in _contradictions(settings, set(given)) if not involved & set(problems)]
+    if problems or contradictions:
+        raise InputError([*problems.values(), *contradictions])
+    return settings
 
 
 def _convert(option, text: str) -> tuple[Any, str | None]:
@@ -136,13 +145,13 @@ def _convert(option, text: str) -> tuple[Any, str | None]:
         value = rules["type"](text)
     except ValueError:
         return None, f"{name} must be {rules['kind']}, got '{text}'"
-    if isinstance(value, int | float) and not rules["low"] <= value <= rules["high"] or _not_above(value, rules):
+    if isinstance(value, int | float) and not _within(value, rules):
         return None, f"{name} must be {_bounds(rules)}, got {text}"
     return value, None
 
 
-def _not_above(value: Any, rules) -> bool:
-    return isinstance(value, float) and not value > rules["above"]
+def _within(value: float, rules) -> bool:
+    return rules["low"] <= value <= rules["high"] and value > rules["above"]  # false for NaN
 
 
 def _bounds(rules) -> str:
@@ -156,24 +165,27 @@ def _either(choices: tuple[str, ...]) -> str:
     return ", ".join(choices[:-1]) + f" or {choices[-1]}"
 
 
-def _contradictions(settings: Settings, given: set[str]) -> list[str]:
-    """What cannot hold together."""
-    problems = []
+def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
+    """What cannot hold together: the options involved, and the sentence that says so."""
+    cores = os.cpu_count() or 1
     if settings.dataset == "digits" and "data_dir" in given:
-        problems.append("--data-dir is for cifar10 and imagefolder; digits is bundled: leave it out")
+        yield {"dataset", "data_dir"}, "--data-dir is for cifar10 and imagefolder; digits is bundled: leave it out"
     if settings.dataset == "imagefolder" and "data_dir" not in given:
-        problems.append("--dataset imagefolder needs --data-dir, a folder with train/ and test/ (or val/)")
+        yield {"dataset"}, "--dataset imagefolder needs --data-dir, a folder with train/ and test/ (or val/)"
     if settings.algorithm != "ppo" and "lr" in given:
-        problems.append(f"--lr is PPO's learning rate; --algorithm {settings.algorithm} has none: leave it out")
+        text = f"--lr is PPO's learning rate; --algorithm {settings.algorithm} has none: leave it out"
+        yield {"algorithm", "lr"}, text
     if settings.algorithm == "quintile" and (settings.budget != 1 or len(settings.seeds) != 1):
-        problems.append("--algorithm quintile is one fixed configuration: --episodes must be 1 and --seeds one seed")
-    if settings.address == "local" and settings.runners > (os.cpu_count() or 1):
-        problems.append(f"--num-env-runners {settings.runners} needs as many cores, and this machine has "
-                        f"{os.cpu_count()}: ask for fewer, or name a cluster with --address")  # fmt: skip
+        text = "--algorithm quintile is one fixed configuration: --episodes must be 1 and --seeds one seed"
+        yield {"algorithm", "episodes", "seeds"}, text
+    if settings.address == "local" and settings.runners > cores:
+        text = f"--num-env-runners {settings.runners} needs as many cores, and this machine has {cores}: ask for fewer"
+        yield {"num_env_runners", "address"}, text
+    if settings.address not in ("local", "auto") and not re.fullmatch(r".+:\d{1,5}", settings.address):
+        yield {"address"}, f"--address must be local, auto or HOST:PORT, got '{settings.address}'"
     name = settings.run_name
     if name is not None and (not name or name.startswith(".") or "/" in name or len(name) > 100):
-        problems.append(f"--run-name must be one folder name of at most 100 characters, got '{name}'")
-    return problems
+        yield {"run_name"}, f"--run-name must be one folder name of at most 100 characters, got '{name}'"
 
 
 class _Parser(argparse.ArgumentParser):

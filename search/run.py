@@ -14,6 +14,7 @@ import datetime
 import importlib.metadata
 import logging
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from search import config, selection, store
 from search.config import Settings
 
 OBJECT_STORE_BYTES = 512 * 2**20
+CONNECT_SECONDS = 5
 PACKAGES = ("tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow")
 
 
@@ -50,7 +52,7 @@ class Job:
 
 
 def prepare(settings: Settings) -> Job:
-    """Reads dataset and teacher, calibrates, and claims the run's folder, last of all.
+    """Reads dataset and teacher and calibrates; writes nothing.
 
     Raises:
         InputError: with every problem found.
@@ -63,6 +65,9 @@ def prepare(settings: Settings) -> Job:
     problems = _mismatches(settings, dataset, chosen)
     if folder.exists():
         problems.append(f"{folder} exists: choose another --run-name, or remove it")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        problems.append(f"--results {settings.results} cannot be written below {above}: choose another folder")
     if problems:
         raise InputError(problems)
     images, _ = dataset.load("calibration", settings.calib_batches * settings.batch_size)
@@ -74,10 +79,6 @@ def prepare(settings: Settings) -> Job:
     )
     reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
     problem = Problem(chosen.network, calibrated, *dataset.load("search", settings.search_images), reward)
-    try:
-        (folder / store.EPISODES).mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--results {settings.results} cannot be written ({error}): choose another folder") from error
     return Job(settings, dataset, chosen, problem, name, folder)
 
 
@@ -117,6 +118,19 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teacher.Teach
     return problems
 
 
+def claim(job: Job) -> None:
+    """Makes the run's folder, with run.json in it.
+
+    Raises:
+        InputError: somebody else has just made it, or it cannot be written.
+    """
+    try:
+        (job.folder / store.EPISODES).mkdir(parents=True)
+        store.write_json(job.folder / "run.json", describe(job))
+    except OSError as error:
+        raise InputError(f"--results {job.settings.results} cannot be written ({error}): choose another") from error
+
+
 def announce(job: Job) -> None:
     """Prints what the search is about to work on."""
     network, settings, about = job.problem.network, job.settings, job.teacher.about
@@ -142,8 +156,9 @@ def search(job: Job) -> None:
 
     settings, problem = job.settings, job.problem
     temporary = tempfile.mkdtemp(prefix="tapsearch-") if settings.address == "local" else None
-    _start_ray(settings, temporary)
     try:
+        _start_ray(settings, temporary)
+        claim(job)
         info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
                             problem.calibration.tmax, settings.search_images)  # fmt: skip
         handle = sink.Sink.options(name=sink.actor_name(job.name), namespace=sink.NAMESPACE).remote(
@@ -168,8 +183,11 @@ def _start_ray(settings: Settings, temporary: str | None) -> None:
     quiet = {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR}
     if temporary is None:
         try:
+            if settings.address != "auto":  # Ray itself would try for minutes
+                host, port = settings.address.rsplit(":", 1)
+                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
             ray.init(address=settings.address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"--address {settings.address}: no Ray cluster answers there ({error})") from error
     else:
         ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
@@ -289,7 +307,6 @@ def _percent(share: float) -> str:
 
 def describe(job: Job) -> dict[str, Any]:
     """run.json: what is needed to understand and repeat the run."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     return {
         "run": job.name,
         "schema_version": store.SCHEMA_VERSION,
@@ -301,12 +318,23 @@ def describe(job: Job) -> dict[str, Any]:
         "split_seed": data.SPLIT_SEED,
         "splits": {split: job.dataset.size(split) for split in data.SPLITS},
         "teacher": job.teacher.about,
-        "layers": {layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in job.problem.calibration.layers},
-        "commit": commit.stdout.strip() or None,
+        "layers": {
+            layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in job.problem.calibration.layers
+        },
+        "commit": _commit(),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "python": sys.version.split()[0],
         "cpu_threads": os.cpu_count(),
     }
+
+
+def _commit() -> str | None:
+    """The commit of this source tree; None where it is not a git checkout."""
+    try:
+        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return told.stdout.strip() or None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -315,7 +343,6 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         job = prepare(config.parse(argv))
-        store.write_json(job.folder / "run.json", describe(job))
         announce(job)
         search(job)
     except InputError as error:
