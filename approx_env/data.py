@@ -8,13 +8,14 @@ permutation, so that the first n images of a split are a random sample of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from approx_env.errors import InputError
 
@@ -48,7 +49,7 @@ class Dataset:
             Images `(n, 3, 32, 32) uint8` and labels `(n,) int64`.
 
         Raises:
-            InputError: more images asked for than there are, or a broken image file.
+            InputError: more images asked for than there are, or an image file that is broken or of another size.
         """
         available = self.size(split)
         count = available if count is None else count
@@ -177,7 +178,6 @@ def _imagefolder(root: Path) -> Dataset:
     paths["test"] = np.array([path for path, _ in test.samples])[order]
     split_labels = {split: labels[index] for split, index in chosen.items()}
     split_labels["test"] = np.array(test.targets, np.int64)[order]
-    _check_headers([path for part in paths.values() for path in part])
     return Dataset(
         name=f"imagefolder:{root.resolve().name}",
         classes=tuple(train.classes),
@@ -187,36 +187,24 @@ def _imagefolder(root: Path) -> Dataset:
     )
 
 
-def _check_headers(paths: Sequence[str]) -> None:
-    """Opens every file's header: each must be an image of 32x32 pixels."""
-    from PIL import Image
-
-    def fault(path: str) -> str | None:
-        try:
-            with Image.open(path) as image:
-                if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-                    width, height = image.size
-                    return f"{path} has {width}x{height} pixels: images must have {IMAGE_SIZE}x{IMAGE_SIZE}, resize it"
-        except (OSError, SyntaxError) as error:
-            return f"{path} is not a readable image ({error}): repair or remove it"
-        return None
-
-    with ThreadPoolExecutor() as pool:
-        found = next(filter(None, pool.map(fault, paths)), None)
-    if found:
-        raise InputError(found)
-
-
 def _decode(paths: Sequence[str]) -> np.ndarray:
     """Reads image files into `(n, 3, 32, 32) uint8`."""
-    from PIL import Image
+    pixels = np.empty((len(paths), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+    for target, path in zip(pixels, paths, strict=True):
+        with _opened(path) as image:
+            if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+                width, height = image.size
+                raise InputError(
+                    f"{path} has {width}x{height} pixels: it must have {IMAGE_SIZE}x{IMAGE_SIZE}, resize it"
+                )
+            target[:] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    return pixels
 
-    def pixels(path: str) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-        except (OSError, SyntaxError) as error:
-            raise InputError(f"{path} is not a readable image ({error}): repair or remove it") from error
 
-    with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(pixels, paths)))
+@contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is not a readable image ({error}): repair or remove it") from error

@@ -47,6 +47,7 @@ class Job:
     dataset: data.Dataset
     teacher: teacher.Teacher
     problem: Problem
+    held_out: dict[str, Problem]  # the same on the validation and on the test images
     name: str
     folder: Path
 
@@ -79,7 +80,11 @@ def prepare(settings: Settings) -> Job:
     )
     reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
     problem = Problem(chosen.network, calibrated, *dataset.load("search", settings.search_images), reward)
-    return Job(settings, dataset, chosen, problem, name, folder)
+    held_out = {}
+    for split in ("validation", "test"):  # read now, so that a broken image ends the run before it begins
+        pixels, labels = dataset.load(split)
+        held_out[split] = replace(problem, images=pixels, labels=labels)
+    return Job(settings, dataset, chosen, problem, held_out, name, folder)
 
 
 def _default_name(settings: Settings) -> str:
@@ -205,7 +210,7 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
     """Validates the best configurations, chooses one, reads test for it alone, and writes the results."""
     layers, settings = job.problem.network.layers, job.settings
     configurations = [store.codes_of(row, layers) for row in top]
-    validation = replace_images(job, "validation")
+    validation = job.held_out["validation"]
     print(f"scoring the best {len(top)} on {len(validation.labels)} validation images", flush=True)
     scores, teacher_accuracy = evaluate_all(validation, configurations, settings.runners)
     accuracies = [score["accuracy"] for score in scores]
@@ -217,7 +222,7 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
     columns = store.validated_schema(layers)
     store.write_table(job.folder / store.TOP, rows, columns)
     position, within = selection.choose(accuracies, drops, settings.max_acc_drop)
-    test_evaluator = Evaluator(replace_images(job, "test"))
+    test_evaluator = Evaluator(job.held_out["test"])
     test = test_evaluator.evaluate(configurations[position])
     measured = {
         "validation": {"teacher": teacher_accuracy, "student": accuracies[position], "drop_points": drops[position]},
@@ -226,12 +231,6 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
     best = _best_json(job, configurations[position], top[position], measured, within, position)
     store.write_json(job.folder / "best.json", best)
     _closing_table(job, best, test)
-
-
-def replace_images(job: Job, split: str) -> Problem:
-    """The job's problem on the images of another split."""
-    images, labels = job.dataset.load(split)
-    return replace(job.problem, images=images, labels=labels)
 
 
 def evaluate_all(problem: Problem, configurations: list[Configuration], runners: int) -> tuple[list[dict], float]:

@@ -15,7 +15,7 @@ from approx_env.evaluator import Problem
 from search import selection, store
 
 NAMESPACE = "tapsearch"
-FLUSH_SECONDS = 5.0
+FLUSH_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class RunInfo:
 class Progress:
     """How far a run is."""
 
-    rows: int  # finished configurations, all written
+    rows: int  # written configurations
+    finished: int  # written ones, and those about to be
     trials: dict[str, int]  # finished configurations by trial
     best_return: float | None
     rate: float  # configurations a second, since the first one; 0 until there are two
@@ -94,7 +95,7 @@ class _Sink:
         best = self._top[0]["return"] if self._top else None
         seconds = self._arrivals[-1] - self._arrivals[0] if self._arrived > 1 else 0.0
         rate = (self._arrived - 1) / seconds if seconds else 0.0
-        return Progress(sum(self._trials.values()), dict(self._trials), best, rate)
+        return Progress(sum(self._trials.values()), len(self._ids), dict(self._trials), best, rate)
 
     async def top(self) -> list[dict[str, Any]]:
         """The best configurations, distinct, best first."""

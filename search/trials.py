@@ -34,9 +34,9 @@ class LiveLine(threading.Thread):
                 progress = ray.get(self._sink.progress.remote(), timeout=5)
             except ray.exceptions.RayError:
                 continue  # the sink is being restarted
-            if progress.rows == shown and not (terminal and shown):
+            if progress.best_return is None or (progress.finished == shown and not terminal):
                 continue
-            shown = progress.rows
+            shown = progress.finished
             left = f"{(self._total - shown) / progress.rate:.0f} s left" if progress.rate else "time left unknown"
             text = (
                 f"{shown}/{self._total} episodes, {progress.rate:.2f} episodes/s, {left}, "

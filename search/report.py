@@ -1,0 +1,73 @@
+"""Compares runs in one Markdown table: `python -m search.report results/reference/*`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from approx_env.errors import InputError
+from search import store
+
+HEADER = (
+    "| network | teacher on test, float / INT8 | search | episodes x seeds | best return of each seed, mean (lowest) "
+    "| drop on validation, points | drop on test, points | zero / v1 / v2 / exact | episodes/s |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(folder: Path) -> str:
+    """The table's line of one finished run.
+
+    Raises:
+        InputError: the folder holds no finished run.
+    """
+    try:
+        best, about = (json.loads((folder / name).read_text()) for name in ("best.json", "run.json"))
+        scored = store.read(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no finished run ({error}): name a folder that search.run wrote") from error
+    metrics, arguments = best["metrics"], about["arguments"]
+    best_returns = scored.groupby("seed")["return"].max()
+    chosen = scored.set_index("episode_id").loc[best["selection"]["episode_id"]]
+    seconds = scored.groupby("trial")["time"].agg(lambda times: (times.max() - times.min()).total_seconds()).sum()
+    rate = f"{(len(scored) - best_returns.size) / seconds:.1f}" if seconds else "-"
+    cells = (
+        best["model"],
+        f"{_percent(metrics['float_teacher']['test'])} / {_percent(metrics['acc_teacher'])}",
+        arguments["algorithm"],
+        f"{arguments['episodes']} x {best_returns.size}",
+        f"{best_returns.mean():.4f} ({best_returns.min():.4f})",
+        f"{metrics['validation']['drop_points']:.2f}",
+        f"{metrics['acc_drop']:.2f}",
+        " / ".join(_percent(chosen[f"mac_{kind}"]) for kind in ("zero", "v1", "v2", "exact")),
+        rate,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def table(folders: Sequence[Path]) -> str:
+    """The whole table, runs in the order given."""
+    return "\n".join([HEADER, *map(row, folders)])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit status."""
+    folders = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
+    try:
+        if not folders:
+            raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
+        print(table(folders))
+    except InputError as error:
+        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
