@@ -40,7 +40,6 @@ class Recipe:
     learning_rate: float = 0.05  # the highest of the one-cycle schedule
     batch_norm: bool = True
     seed: int = 0
-    start: str | None = None  # float teacher (.float.json) whose weights training begins with
 
     def problems(self) -> list[str]:
         """Says what is wrong with each value, naming its flag."""
@@ -88,8 +87,6 @@ def train(model_name: str, dataset: data.Dataset, recipe: Recipe, checkpoint: Pa
     """
     torch.manual_seed(recipe.seed)
     model = models.build(model_name, len(dataset.classes), batch_norm=recipe.batch_norm)
-    if recipe.start:
-        model.load_state_dict(_starting_weights(recipe.start, model))
     model = model.to(memory_format=torch.channels_last)
     pixels, labels = (torch.from_numpy(part) for part in dataset.load("train"))
     held_out = dataset.load("validation")
@@ -119,16 +116,6 @@ def train(model_name: str, dataset: data.Dataset, recipe: Recipe, checkpoint: Pa
                 highlight=False,
             )
     return model.eval()
-
-
-def _starting_weights(path: str, model: nn.Module) -> dict[str, torch.Tensor]:
-    from approx_env import teacher
-
-    weights = teacher.read_float(path).state_dict()
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if {name: tensor.shape for name, tensor in weights.items()} != shapes:
-        raise InputError(f"--start {path} has other weights than this model: name a float teacher of the same kind")
-    return weights
 
 
 def _train_epoch(model, optimizer, schedule, pixels, labels, mirrored, recipe, epoch, advance) -> float:
@@ -187,7 +174,6 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=Recipe.batch_size, help="images a step (%(default)s)")
     parser.add_argument("--lr", type=float, default=Recipe.learning_rate, help="highest learning rate (%(default)s)")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="of weights, order and dropout (%(default)s)")
-    parser.add_argument("--start", metavar="FILE", help=".float.json whose weights training begins with (fresh ones)")
     parser.add_argument("--batch-norm", action=argparse.BooleanOptionalAction, default=True, help="batch norm (on)")
     parser.add_argument("--output", default="teachers", metavar="DIR", help="where teachers go (%(default)s)")
     return parser.parse_args(argv)
@@ -209,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     from approx_env import teacher
 
-    recipe = Recipe(options.epochs, options.batch_size, options.lr, options.batch_norm, options.seed, options.start)
+    recipe = Recipe(options.epochs, options.batch_size, options.lr, options.batch_norm, options.seed)
     problems = recipe.problems()
     if options.model not in models.MODELS:
         problems.append(f"unknown model '{options.model}': --model must be one of {', '.join(models.MODELS)}")

@@ -12,8 +12,8 @@ from search import store
 
 HEADER = (
     "| network | teacher on test, float / INT8 | search | episodes x seeds | best return of each seed, mean (lowest) "
-    "| drop on validation, points | drop on test, points | zero / v1 / v2 / exact | episodes/s |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| drop on validation, points | drop on test, points | zero / v1 / v2 / exact |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -31,8 +31,6 @@ def row(folder: Path) -> str:
     metrics, arguments = best["metrics"], about["arguments"]
     best_returns = scored.groupby("seed")["return"].max()
     chosen = scored.set_index("episode_id").loc[best["selection"]["episode_id"]]
-    seconds = scored.groupby("trial")["time"].agg(lambda times: (times.max() - times.min()).total_seconds()).sum()
-    rate = f"{(len(scored) - best_returns.size) / seconds:.1f}" if seconds else "-"
     cells = (
         best["model"],
         f"{_percent(metrics['float_teacher']['test'])} / {_percent(metrics['acc_teacher'])}",
@@ -42,7 +40,6 @@ def row(folder: Path) -> str:
         f"{metrics['validation']['drop_points']:.2f}",
         f"{metrics['acc_drop']:.2f}",
         " / ".join(_percent(chosen[f"mac_{kind}"]) for kind in ("zero", "v1", "v2", "exact")),
-        rate,
     )
     return f"| {' | '.join(cells)} |"
 
