@@ -47,9 +47,11 @@ def readers(network: Network) -> list[Reader]:
 
 
 def covered(network: Network, reader_list: list[Reader]) -> float:
-    """Share of the network's multiply-accumulates, in [0, 1], that read approximated activations."""
+    """Share of the network's multiply-accumulates, in [0, 1], that read approximated activations; padding left out."""
     reads = sum(int(r.weights.sum()) * network.shapes[r.tensor][0] for r in reader_list)
-    return reads / sum(network.macs.values())
+    weighted = [node for node in network.nodes if isinstance(node, Weighted)]
+    everything = sum(int(_uses(network, node).sum()) * network.shapes[node.inputs[0]][0] for node in weighted)
+    return reads / everything
 
 
 def _uses(network: Network, node: Convolution | Linear) -> np.ndarray:

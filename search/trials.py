@@ -8,7 +8,7 @@ from pathlib import Path
 
 import ray
 from ray import tune
-from ray.tune import Callback, RunConfig, TuneConfig
+from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig
 
 from approx_env.evaluator import Problem
 from search import ppo, sink
@@ -83,7 +83,11 @@ def run(settings: Settings, name: str, folder: Path, problem: Problem, handle: r
             param_space=space,
             tune_config=TuneConfig(trial_name_creator=_trial_name, trial_dirname_creator=_trial_name),
             run_config=RunConfig(
-                name="tune", storage_path=str(folder.resolve()), verbose=0, callbacks=[_AnnounceTrials()]
+                name="tune",
+                storage_path=str(folder.resolve()),
+                verbose=0,
+                callbacks=[_AnnounceTrials()],
+                checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         ).fit()
     finally:
