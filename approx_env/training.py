@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from approx_env import data, models
-from approx_env.errors import InputError
+from approx_env.errors import InputError, exit_status
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -181,15 +181,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Trains, quantises and writes one teacher; returns the exit status: 0, 2 for bad input, 130 after Ctrl-C."""
-    try:
-        _run(arguments(argv))
-    except InputError as error:
-        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on after the last finished epoch", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: _run(arguments(argv)))
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from approx_env.errors import InputError
+from approx_env.errors import InputError, exit_status
 from search import store
 
 HEADER = (
@@ -33,13 +33,13 @@ def row(folder: Path) -> str:
     chosen = scored.set_index("episode_id").loc[best["selection"]["episode_id"]]
     cells = (
         best["model"],
-        f"{_percent(metrics['float_teacher']['test'])} / {_percent(metrics['acc_teacher'])}",
+        f"{metrics['float_teacher']['test']:.1%} / {metrics['acc_teacher']:.1%}",
         arguments["algorithm"],
         f"{arguments['episodes']} x {best_returns.size}",
         f"{best_returns.mean():.4f} ({best_returns.min():.4f})",
         f"{metrics['validation']['drop_points']:.2f}",
         f"{metrics['acc_drop']:.2f}",
-        " / ".join(_percent(chosen[f"mac_{kind}"]) for kind in ("zero", "v1", "v2", "exact")),
+        " / ".join(f"{chosen[f'mac_{kind}']:.1%}" for kind in ("zero", "v1", "v2", "exact")),
     )
     return f"| {' | '.join(cells)} |"
 
@@ -49,21 +49,15 @@ def table(folders: Sequence[Path]) -> str:
     return "\n".join([HEADER, *map(row, folders)])
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
-    folders = [Path(name) for name in (sys.argv[1:] if argv is None else argv)]
-    try:
-        if not folders:
-            raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
-        print(table(folders))
-    except InputError as error:
-        print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: _print([Path(name) for name in (sys.argv[1:] if argv is None else argv)]))
+
+
+def _print(folders: list[Path]) -> None:
+    if not folders:
+        raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
+    print(table(folders))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""What a run works on: read, checked and calibrated before anything is started or written."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approx_env import calibration, data, teacher
+from approx_env.errors import InputError
+from approx_env.evaluator import Problem, Reward
+from search import config, store
+from search.config import Settings
+
+PACKAGES = ("tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is read and checked before anything is started or written."""
+
+    settings: Settings
+    dataset: data.Dataset
+    teacher: teacher.Teacher
+    problem: Problem
+    held_out: dict[str, Problem]  # the same on the validation and on the test images
+    name: str
+    folder: Path
+
+
+def prepare(settings: Settings) -> Job:
+    """Reads dataset and teacher and calibrates; writes nothing.
+
+    Raises:
+        InputError: with every problem found.
+    """
+    name = settings.run_name or _default_name(settings)
+    folder = Path(settings.results) / name
+    dataset = data.load(settings.dataset, settings.data_dir)
+    chosen = teacher.read(settings.teacher or teacher.path_of(settings.layers, dataset.name))
+    settings = _fill_in(settings, dataset)
+    problems = _mismatches(settings, dataset, chosen)
+    if folder.exists():
+        problems.append(f"{folder} exists: choose another --run-name, or remove it")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        problems.append(f"--results {settings.results} cannot be written below {above}: choose another folder")
+    if problems:
+        raise InputError(problems)
+    images, _ = dataset.load("calibration", settings.calib_batches * settings.batch_size)
+    calibrated = calibration.calibrate(
+        chosen.network,
+        np.split(images, settings.calib_batches),
+        tmax_percentile=settings.tmax_percentile,
+        tmax_offset=settings.tmax_offset,
+    )
+    reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
+    problem = Problem(chosen.network, calibrated, *dataset.load("search", settings.search_images), reward)
+    held_out = {}
+    for split in ("validation", "test"):  # read now, so that a broken image ends the run before it begins
+        pixels, labels = dataset.load(split)
+        held_out[split] = replace(problem, images=pixels, labels=labels)
+    return Job(settings, dataset, chosen, problem, held_out, name, folder)
+
+
+def _default_name(settings: Settings) -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    return f"{settings.layers}-{settings.dataset}-{settings.algorithm}-{now:%Y%m%d-%H%M%S}"
+
+
+def _fill_in(settings: Settings, dataset: data.Dataset) -> Settings:
+    """Settles the defaults that depend on the dataset."""
+    images = settings.search_images or min(config.DEFAULT_SEARCH_IMAGES, dataset.size("search"))
+    return replace(settings, search_images=images)
+
+
+def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teacher.Teacher) -> list[str]:
+    """What dataset, teacher and options disagree on."""
+    problems = []
+    network, file = chosen.network, chosen.about["file"]
+    if network.model != settings.layers:
+        problems.append(f"teacher {file} is a {network.model}, and --layers asks for {settings.layers}")
+    if len(network.classes) != len(dataset.classes):
+        problems.append(
+            f"teacher {file} knows {len(network.classes)} classes, and {dataset.name} has {len(dataset.classes)}: "
+            "give one that was trained on this dataset with --teacher"
+        )
+    wanted = settings.calib_batches * settings.batch_size
+    if wanted > dataset.size("calibration"):
+        problems.append(
+            f"--calib-batches {settings.calib_batches} x --batch-size {settings.batch_size} asks for {wanted} images, "
+            f"and the calibration split of {dataset.name} has {dataset.size('calibration')}: ask for fewer"
+        )
+    if settings.search_images > dataset.size("search"):
+        problems.append(
+            f"--search-images {settings.search_images}: the search split of {dataset.name} has "
+            f"{dataset.size('search')}: ask for fewer"
+        )
+    return problems
+
+
+def claim(job: Job) -> None:
+    """Makes the run's folder, with run.json in it.
+
+    Raises:
+        InputError: somebody else has just made it, or it cannot be written.
+    """
+    try:
+        (job.folder / store.EPISODES).mkdir(parents=True)
+        store.write_json(job.folder / "run.json", describe(job))
+    except OSError as error:
+        raise InputError(f"--results {job.settings.results} cannot be written ({error}): choose another") from error
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """run.json: what is needed to understand and repeat the run."""
+    return {
+        "run": job.name,
+        "schema_version": store.SCHEMA_VERSION,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": ["python", "-m", "search.run", *sys.argv[1:]],
+        "arguments": asdict(job.settings) | {"episodes": job.settings.budget, "num_env_runners": job.settings.runners},
+        "seeds": list(job.settings.seeds),
+        "dataset": job.dataset.name,
+        "split_seed": data.SPLIT_SEED,
+        "splits": {split: job.dataset.size(split) for split in data.SPLITS},
+        "teacher": job.teacher.about,
+        "layers": {
+            layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in job.problem.calibration.layers
+        },
+        "commit": _commit(),
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "python": sys.version.split()[0],
+        "cpu_threads": os.cpu_count(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this source tree; None where it is not a git checkout."""
+    try:
+        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return told.stdout.strip() or None

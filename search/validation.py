@@ -1,0 +1,103 @@
+"""The end of a run: the best configurations on validation images, one of them on test, and the results on disk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from approx_env import cost
+from approx_env.evaluator import Configuration, Evaluator, Problem
+from approx_env.tap import CODES
+from search import selection, store
+from search.baselines import Runner
+from search.job import Job
+
+
+def finish(job: Job, top: list[dict[str, Any]]) -> None:
+    """Validates the best configurations, chooses one, reads test for it alone, and writes the results."""
+    layers, settings = job.problem.network.layers, job.settings
+    configurations = [store.codes_of(row, layers) for row in top]
+    validation = job.held_out["validation"]
+    print(f"scoring the best {len(top)} on {len(validation.labels)} validation images", flush=True)
+    scores, teacher_accuracy = evaluate_all(validation, configurations, settings.runners)
+    accuracies = [score["accuracy"] for score in scores]
+    drops = [score["drop_points"] for score in scores]
+    rows = [
+        dict(row, validation_accuracy=accuracy, validation_drop_points=drop)
+        for row, accuracy, drop in zip(top, accuracies, drops, strict=True)
+    ]
+    columns = store.validated_schema(layers)
+    store.write_table(job.folder / store.TOP, rows, columns)
+    position, within = selection.choose(accuracies, drops, settings.max_acc_drop)
+    test_evaluator = Evaluator(job.held_out["test"])
+    test = test_evaluator.evaluate(configurations[position])
+    measured = {
+        "validation": {"teacher": teacher_accuracy, "student": accuracies[position], "drop_points": drops[position]},
+        "test": {"teacher": test_evaluator.teacher_accuracy, "student": test.accuracy, "drop_points": test.drop_points},
+    }
+    best = _best_json(job, configurations[position], top[position], measured, within, position)
+    store.write_json(job.folder / "best.json", best)
+    _closing_table(job, best, test)
+
+
+def evaluate_all(problem: Problem, configurations: list[Configuration], runners: int) -> tuple[list[dict], float]:
+    """Scores configurations on `runners` processes; gives their outcomes in order, and the teacher's accuracy."""
+    shared = ray.put(problem)
+    actors = [Runner.remote(shared) for _ in range(min(max(1, runners), len(configurations)))]
+    scores = ray.get([actors[k % len(actors)].evaluate.remote(c) for k, c in enumerate(configurations)])
+    accuracy = ray.get(actors[0].teacher_accuracy.remote())
+    for actor in actors:
+        ray.kill(actor)
+    return scores, accuracy
+
+
+def _best_json(job: Job, configuration: Configuration, row: dict, measured: dict, within: bool, rank: int) -> dict:
+    calibrated = job.problem.calibration
+    layers = {
+        layer.name: {f"{name}_code": code for name, code in zip(CODES, codes, strict=True)} | {"tmax_code": layer.tmax}
+        for layer, codes in zip(calibrated.layers, configuration, strict=True)
+    }
+    limit = job.settings.max_acc_drop
+    return {
+        "model": job.problem.network.model,
+        "dataset": job.dataset.name,
+        "layers": layers,
+        "selection": {
+            "rule": "highest validation accuracy " + (f"within a drop of {limit:g} points" if within else
+                    f"of all: none lost at most {limit:g} points"),
+            "within_max_acc_drop": within,
+            "rank_by_return": rank + 1,
+            "trial": row["trial"],
+            "episode_id": row["episode_id"],
+            "search_return": row["return"],
+        },
+        "metrics": {
+            "acc_teacher": measured["test"]["teacher"],
+            "acc_student": measured["test"]["student"],
+            "acc_drop": measured["test"]["drop_points"],
+            **measured,
+            "float_teacher": job.teacher.about["float_accuracy"],
+        },
+    }  # fmt: skip
+
+
+def _closing_table(job: Job, best: dict, test) -> None:
+    metrics, about = best["metrics"], job.teacher.about
+    table = Table("", "validation", "test", box=box.SIMPLE)
+    splits = ("validation", "test")
+    table.add_row("float teacher", *(f"{about['float_accuracy'][split]:.2%}" for split in splits))
+    table.add_row("INT8 teacher", *(f"{metrics[split]['teacher']:.2%}" for split in splits))
+    table.add_row("chosen configuration", *(f"{metrics[split]['student']:.2%}" for split in splits))
+    table.add_row("drop, points", *(f"{metrics[split]['drop_points']:.2f}" for split in splits))
+    console = Console(width=100, highlight=False)
+    console.print(table)
+    console.print(f"chosen: {best['selection']['rule']} (rank {best['selection']['rank_by_return']} by return)")
+    costs = Table("multiplications by", *cost.KINDS, box=box.SIMPLE)
+    for name, shares in zip((*best["layers"], "all these layers"), (*test.layer_shares, test.shares), strict=True):
+        costs.add_row(name, *(f"{share:.2%}" for share in shares))
+    console.print(costs)
+    print(f"results in {job.folder}")
