@@ -125,7 +125,7 @@ def saturates() -> bool:
     x = torch.full((1, 32, 4, 4), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     weight = torch.full((32, 32, 1, 1), quantize.HIGHEST_WEIGHT, dtype=torch.int8)
     ones = torch.ones(32)
-    run = _packed_convolution(weight, ones, torch.zeros(32), 1.0, 0, None, 1, 0, relu=False, shape=x.shape)
+    run = _packed_convolution(weight, ones, torch.zeros(32), 1.0, 0, 1, 0, relu=False, output_scale=None, shape=x.shape)
     return bool((run(x) != 255.0 * quantize.HIGHEST_WEIGHT * 32).any())
 
 
@@ -140,18 +140,21 @@ def _pack(network: Network, node: Weighted):
         )
     source = node.inputs[0]
     scale, zero_point = network.scales[source], network.zero_point(source)
-    weight, weight_scale = torch.from_numpy(node.weight), torch.from_numpy(node.weight_scale)
+    weight, weight_scale = torch.from_numpy(np.ascontiguousarray(node.weight)), torch.from_numpy(node.weight_scale)
     bias = torch.from_numpy((node.bias * (scale * node.weight_scale.astype(np.float64))).astype(np.float32))
+    common = {"relu": node.relu, "output_scale": node.scale}
     if isinstance(node, Convolution):
-        return _packed_convolution(weight, weight_scale, bias, scale, zero_point, node.scale, node.stride, node.padding,
-                                   relu=node.relu, shape=(1, *network.shapes[source]))  # fmt: skip
-    packed = ONEDNN.qlinear_prepack(weight, [1, weight.shape[1]])
-    output = (node.scale or 1.0, 0, torch.uint8 if node.scale else torch.float32, "relu" if node.relu else "none")
-    zeros = torch.zeros(len(weight), dtype=torch.int32)
-    return lambda x: ONEDNN.qlinear_pointwise(x, scale, zero_point, packed, weight_scale, zeros, bias, *output, [], "")
+        return _packed_convolution(weight, weight_scale, bias, scale, zero_point, node.stride, node.padding,
+                                   shape=(1, *network.shapes[source]), **common)  # fmt: skip
+    # oneDNN's matrix product begins blocks of long inputs at odd places, so that its pairs are not the weights' own,
+    # and saturates all the same; its convolution does not.
+    weight = weight[:, :, None, None]
+    run = _packed_convolution(weight, weight_scale, bias, scale, zero_point, 1, 0,
+                              shape=(1, weight.shape[1], 1, 1), **common)  # fmt: skip
+    return lambda x: run(x[:, :, None, None].contiguous(memory_format=torch.channels_last)).flatten(1)
 
 
-def _packed_convolution(weight, weight_scale, bias, scale, zero_point, output_scale, stride, padding, *, relu, shape):
+def _packed_convolution(weight, weight_scale, bias, scale, zero_point, stride, padding, *, relu, output_scale, shape):
     geometry = ([stride] * 2, [padding] * 2, [1, 1], 1)
     packed = ONEDNN.qconv_prepack(weight, weight_scale, scale, zero_point, *geometry, list(shape))
     zeros = torch.zeros(len(weight), dtype=torch.int32)

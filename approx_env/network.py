@@ -143,8 +143,13 @@ class Network:
         return scales
 
     def zero_point(self, name: str) -> int:
-        """The code of 0.0 in the named tensor."""
-        return self.input_zero_point if name == INPUT else 0
+        """The code of 0.0 in the named tensor: the input's until a weighted node, 0 behind it."""
+        while name != INPUT:
+            node = self.by_name[name]
+            if isinstance(node, Weighted):
+                return 0
+            name = node.inputs[0]
+        return self.input_zero_point
 
     def consumers(self, name: str) -> list[Node]:
         """The nodes that read the named tensor."""

@@ -70,7 +70,7 @@ def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Two roundings add at most 1 to a pair: 127 before them is at most 128 after.
     scale = np.maximum(np.maximum(magnitude, weight_pairs(weight)) / HIGHEST_WEIGHT, 1e-12).astype(np.float32)
     codes = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
-    return np.clip(codes, -HIGHEST_WEIGHT, HIGHEST_WEIGHT).astype(np.int8), scale
+    return np.ascontiguousarray(np.clip(codes, -HIGHEST_WEIGHT, HIGHEST_WEIGHT), np.int8), scale
 
 
 def activation_scale(sample: np.ndarray) -> float:
@@ -106,7 +106,12 @@ def quantize(
     Raises:
         InputError: the module does something that the network cannot hold.
     """
-    graph = fx.symbolic_trace(module.eval())
+    try:
+        graph = fx.symbolic_trace(module.eval())
+    except Exception as error:  # torch.fx raises what the traced code runs into
+        raise InputError(
+            f"{model} cannot be traced by torch.fx ({error}): its forward must have no control flow"
+        ) from error
     builder = _Builder(graph, {path: layer for layer, path in layers.items()}, images)
     nodes = builder.nodes()
     missing = set(layers) - {node.name for node in nodes}
@@ -182,13 +187,16 @@ class _Builder:
         elif isinstance(module, nn.ReLU):
             self._fold_relu(traced)
         elif isinstance(module, nn.MaxPool2d):
-            if not isinstance(module.kernel_size, int) or module.padding or module.dilation != 1:
+            kernel, stride, padding, dilation = (
+                _square(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation)
+            )
+            if kernel is None or stride is None or padding != 0 or dilation != 1:
                 raise InputError(f"'{path}': max pools must have square windows, no padding and no dilation")
-            self._add(traced, path, MaxPool, kernel=module.kernel_size, stride=module.stride, ceil=module.ceil_mode)
+            self._add(traced, path, MaxPool, kernel=kernel, stride=stride, ceil=module.ceil_mode)
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
             self._add(traced, path, GlobalAveragePool)
         elif isinstance(module, nn.Flatten):
-            if self.found[self.tensor[traced.args[0]]]["kind"] is GlobalAveragePool:  # gives (n, c) already
+            if self.found.get(self.tensor[traced.args[0]], {}).get("kind") is GlobalAveragePool:  # gives (n, c) already
                 self._bind(traced, self.tensor[traced.args[0]])
             else:
                 self._add(traced, path, Flatten)
@@ -218,14 +226,17 @@ class _Builder:
 
     def _producer(self, traced: fx.Node, what: str) -> dict:
         """The weighted node right before `traced`, which alone may read it."""
-        source = traced.args[0]
-        parts = self.found.get(self.tensor[source], {})
-        if "float_weight" not in parts or len(source.users) != 1:
+        name = self.tensor[traced.args[0]]
+        parts = self.found.get(name, {})
+        alone = all(len(alias.users) == 1 for alias, bound in self.tensor.items() if bound == name)
+        if "float_weight" not in parts or parts["relu"] or not alone:
             raise InputError(f"'{traced.target}': {what} must follow its convolution or linear layer directly")
         return parts
 
     def _fold_batch_norm(self, traced: fx.Node, norm: nn.BatchNorm2d) -> None:
         parts = self._producer(traced, "batch norm")
+        if norm.running_var is None or norm.weight is None:
+            raise InputError(f"'{traced.target}': batch norm must be affine and track running statistics")
         gain = _array(norm.weight) / np.sqrt(_array(norm.running_var) + norm.eps)
         parts["float_weight"] = parts["float_weight"] * gain[:, None, None, None]
         parts["float_bias"] = (parts["float_bias"] - _array(norm.running_mean)) * gain + _array(norm.bias)
@@ -256,6 +267,8 @@ class _Builder:
                     raise InputError(f"'{name}' must be followed by a ReLU: its codes have no sign")
             else:
                 scales[name] = scales[parts["inputs"][0]]
+                if scales[name] is None and parts["kind"] not in (GlobalAveragePool, Flatten):
+                    raise InputError(f"'{name}' follows the last weighted layer, whose output is float: move it before")
         return scales
 
     @torch.inference_mode()
@@ -288,3 +301,9 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 
 def _bias(module: nn.Module) -> np.ndarray:
     return np.zeros(len(module.weight)) if module.bias is None else _array(module.bias)
+
+
+def _square(value: int | tuple[int, ...]) -> int | None:
+    """The one number of a square setting; None where the sides differ."""
+    sides = {value} if isinstance(value, int) else set(value)
+    return sides.pop() if len(sides) == 1 else None

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load, save
 from torch import nn
 
-from approx_env import data, engine, models, network, quantize, training
+from approx_env import models, network
 from approx_env.errors import InputError
 from approx_env.network import Network, Node
 
@@ -48,41 +49,16 @@ def path_of(model: str, dataset: str) -> Path:
     return path
 
 
-def write(stem: Path, model_name: str, module: nn.Module, dataset: data.Dataset, recipe: dict[str, Any]) -> Network:
-    """Quantises a trained `module` on the calibration split and writes `STEM.float.*` and `STEM.int8.*`.
-
-    Accuracies on validation and test, of both, are measured, printed and kept in the JSON.
-    """
-    calibration, _ = dataset.load("calibration")
-    quantised = quantize.quantize(
-        module, calibration, model=model_name, classes=dataset.classes, layers=module.layers, attention=module.attention
-    )
-    held_out = {split: dataset.load(split) for split in ("validation", "test")}
-    runner = engine.Engine(quantised)
-    about: dict[str, Any] = {"dataset": dataset.name, "classes": list(dataset.classes), "recipe": recipe}
-    about["float_accuracy"] = {split: training.accuracy(module, *part) for split, part in held_out.items()}
-    about["int8_accuracy"] = {split: accuracy(runner, *part) for split, part in held_out.items()}
-    arrays = {name: array.detach().numpy() for name, array in module.state_dict().items()}
-    _write(stem.with_name(f"{stem.name}.float.json"), arrays, about | {"model": model_name})
-    arrays, description = _describe(quantised)
-    path = stem.with_name(f"{stem.name}.int8.json")
+def write(path: Path, network: Network, about: dict[str, Any]) -> None:
+    """Writes an INT8 teacher to `path` (a .int8.json) and the .safetensors beside it."""
+    arrays, description = _describe(network)
     _write(path, arrays, about | {"network": description})
-    for split in held_out:
-        print(
-            f"{split}: float {100 * about['float_accuracy'][split]:.2f} %, "
-            f"INT8 {100 * about['int8_accuracy'][split]:.2f} %"
-        )
-    print(f"wrote {path}")
-    return quantised
 
 
-def accuracy(runner: engine.Engine, pixels: np.ndarray, labels: np.ndarray, batch_size: int = 128) -> float:
-    """Share of images in [0, 1] that the exact INT8 network classifies correctly."""
-    predicted = [
-        runner.forward(pixels[start : start + batch_size]).argmax(1).numpy()
-        for start in range(0, len(labels), batch_size)
-    ]
-    return float((np.concatenate(predicted) == labels).mean())
+def write_float(path: Path, model: str, module: nn.Module, about: dict[str, Any]) -> None:
+    """Writes a float teacher to `path` (a .float.json) and the .safetensors beside it."""
+    arrays = {name: array.detach().numpy() for name, array in module.state_dict().items()}
+    _write(path, arrays, about | {"model": model})
 
 
 def read(path: str | os.PathLike) -> Teacher:
@@ -98,7 +74,7 @@ def read(path: str | os.PathLike) -> Teacher:
         raise InputError(f"{path} is not an INT8 teacher of format {FORMAT}: name a .int8.json that training wrote")
     try:
         teacher = Teacher(_rebuild(about.pop("network"), arrays), about | {"file": str(path)})
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not describe a network ({error}): write it anew by training") from error
     return teacher
 
@@ -109,8 +85,6 @@ def read_float(path: str | os.PathLike) -> nn.Module:
     Raises:
         InputError: as `read`.
     """
-    import torch
-
     arrays, about = _read(Path(path))
     if "model" not in about:
         raise InputError(f"{path} is not a float teacher: name a .float.json that training wrote")

@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.nn import functional as F
 
-from approx_env import data, models
+from approx_env import data, engine, models, quantize, teacher
 from approx_env.errors import InputError, exit_status
+
+Predict = Callable[[np.ndarray], torch.Tensor]
 
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
@@ -68,15 +71,23 @@ def augment(pixels: torch.Tensor, mirrored: bool, generator: torch.Generator) ->
     return images
 
 
-@torch.inference_mode()
-def accuracy(model: nn.Module, pixels: np.ndarray, labels: np.ndarray, batch_size: int = 256) -> float:
-    """Share of images in [0, 1] that the float `model` classifies correctly."""
-    model.eval()
+def accuracy(predict: Predict, pixels: np.ndarray, labels: np.ndarray, batch_size: int = 128) -> float:
+    """Share of images `(n, 3, h, w) uint8` in [0, 1] on which `predict`, which gives logits, agrees with the labels."""
     hits = 0
     for start in range(0, len(labels), batch_size):
-        predicted = model(data.normalise(pixels[start : start + batch_size])).argmax(1).numpy()
+        predicted = predict(pixels[start : start + batch_size]).argmax(1).numpy()
         hits += int((predicted == labels[start : start + batch_size]).sum())
     return hits / len(labels)
+
+
+def predictor(module: nn.Module) -> Predict:
+    """What a float `module`, in eval mode, makes of images `(n, 3, h, w) uint8`: logits `(n, classes)`."""
+
+    @torch.inference_mode()
+    def predict(pixels: np.ndarray) -> torch.Tensor:
+        return module.eval()(data.normalise(pixels))
+
+    return predict
 
 
 def train(model_name: str, dataset: data.Dataset, recipe: Recipe, checkpoint: Path) -> nn.Module:
@@ -94,21 +105,25 @@ def train(model_name: str, dataset: data.Dataset, recipe: Recipe, checkpoint: Pa
     optimizer = torch.optim.SGD(
         model.parameters(), recipe.learning_rate, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
     )
+    total = recipe.epochs * steps
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.epochs * steps, pct_start=WARM_UP, cycle_momentum=False
+        optimizer,
+        recipe.learning_rate,
+        total_steps=total,
+        pct_start=WARM_UP if WARM_UP * total != 1 else 2 * WARM_UP,  # OneCycleLR divides by WARM_UP * total - 1
+        cycle_momentum=False,
     )
     identity = {"model": model_name, "dataset": dataset.name, **asdict(recipe)}
     stateful = {"network": model, "optimizer": optimizer, "schedule": schedule}
     first = _resume(checkpoint, identity, stateful)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
-        total = recipe.epochs * steps
         task = progress.add_task(f"{model_name} on {dataset.name}", total=total, completed=first * steps)
         for epoch in range(first, recipe.epochs):
             started = time.perf_counter()
             loss = _train_epoch(model, optimizer, schedule, pixels, labels, dataset.mirrored, recipe, epoch,
                                 lambda: progress.advance(task))  # fmt: skip
-            share = accuracy(model, *held_out)
+            share = accuracy(predictor(model), *held_out)
             _save_checkpoint(checkpoint, {"identity": identity, "epoch": epoch + 1}, stateful)
             progress.console.print(
                 f"epoch {epoch + 1}/{recipe.epochs}: loss {loss:.4f}, validation accuracy {100 * share:.2f} %, "
@@ -145,7 +160,12 @@ def _resume(checkpoint: Path, identity: dict, stateful: dict) -> int:
     """Loads a checkpoint into `stateful` and returns the number of finished epochs (0 without one)."""
     if not checkpoint.exists():
         return 0
-    saved = torch.load(checkpoint, weights_only=True)
+    try:
+        saved = torch.load(checkpoint, weights_only=True)
+    except Exception as error:  # torch raises whatever unpickling runs into
+        raise InputError(
+            f"{checkpoint} is no checkpoint of a training: remove it, or choose another --output"
+        ) from error
     if saved["identity"] != identity:
         differing = [key for key in identity if saved["identity"].get(key) != identity[key]]
         raise InputError(
@@ -185,8 +205,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from approx_env import teacher
-
     recipe = Recipe(options.epochs, options.batch_size, options.lr, options.batch_norm, options.seed)
     problems = recipe.problems()
     if options.model not in models.MODELS:
@@ -201,7 +219,28 @@ def _run(options: argparse.Namespace) -> None:
         raise InputError(f"--output {folder} cannot be written ({error}): choose another folder") from error
     stem = f"{options.model}-{dataset.name.replace(':', '-')}"
     model = train(options.model, dataset, recipe, folder / f"{stem}.checkpoint")
-    teacher.write(folder / stem, options.model, model, dataset, asdict(recipe))
+    write_teachers(folder / stem, options.model, model, dataset, recipe)
+
+
+def write_teachers(stem: Path, model_name: str, module: nn.Module, dataset: data.Dataset, recipe: Recipe) -> None:
+    """Quantises a trained `module` on the calibration split and writes `STEM.float.*` and `STEM.int8.*`.
+
+    Accuracies on validation and test, of both, are measured, printed and kept in the JSON.
+    """
+    calibration, _ = dataset.load("calibration")
+    quantised = quantize.quantize(
+        module, calibration, model=model_name, classes=dataset.classes, layers=module.layers, attention=module.attention
+    )
+    about = {"dataset": dataset.name, "classes": list(dataset.classes), "recipe": asdict(recipe)}
+    held_out = {split: dataset.load(split) for split in ("validation", "test")}
+    for kind, predict in {"float": predictor(module), "INT8": engine.Engine(quantised).forward}.items():
+        shares = {split: accuracy(predict, *part) for split, part in held_out.items()}
+        about[f"{kind.lower()}_accuracy"] = shares
+        print(f"{kind}: " + ", ".join(f"{share:.2%} on {split}" for split, share in shares.items()))
+    teacher.write_float(stem.with_name(f"{stem.name}.float.json"), model_name, module, about)
+    path = stem.with_name(f"{stem.name}.int8.json")
+    teacher.write(path, quantised, about)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

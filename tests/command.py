@@ -1,0 +1,99 @@
+"""Real runs of the commands. A finished run is made once a session, however many tests look at it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+EPISODES, SEARCH_IMAGES = 10, 32
+LONGEST_SECONDS = 300
+PATIENCE_SECONDS = 10  # Ray's workers end by themselves, soon after their node
+RESULTS = tempfile.TemporaryDirectory(prefix="tapsearch-tests-")
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command left."""
+
+    status: int
+    output: str
+    errors: str
+    folder: Path  # the run's
+    processes: tuple[str, ...]  # command lines of those that outlived it
+    temporary: tuple[str, ...]  # names of its temporary folders that outlived it
+
+    @functools.cached_property
+    def rows(self) -> pd.DataFrame:
+        """Its configurations, ordered by trial and episode."""
+        frame = pd.read_parquet(self.folder / "episodes")
+        return frame.sort_values(["trial", "episode"], ignore_index=True)
+
+    def json(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text())
+
+
+class Command:
+    """`python -m search.run ARGUMENTS` under way, in a session and with a folder for temporary files of its own."""
+
+    def __init__(self, *arguments: str):
+        self.folder = Path(tempfile.mkdtemp(dir=RESULTS.name)) / "r"
+        self.temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short: Ray's sockets lie below it
+        self._streams = [self.folder.parent / name for name in ("stdout", "stderr")]
+        arguments = [*arguments, "--results", str(self.folder.parent), "--run-name", self.folder.name]
+        with self._streams[0].open("w") as stdout, self._streams[1].open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "search.run", *arguments],
+                cwd=ROOT,
+                env=os.environ | {"TMPDIR": str(self.temporary)},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+    def finish(self, seconds: float = LONGEST_SECONDS) -> Run:
+        """Waits for its end, and removes whatever it has left, but for its results."""
+        try:
+            status = self.process.wait(seconds)
+        finally:
+            self.process.kill()
+            processes = self._outlived(PATIENCE_SECONDS)
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        texts = [stream.read_text() for stream in self._streams]
+        left = tuple(path.name for path in self.temporary.glob("tapsearch-*"))
+        shutil.rmtree(self.temporary)
+        return Run(status, *texts, self.folder, tuple(processes.values()), left)
+
+    def _outlived(self, patience_s: float) -> dict[int, str]:
+        """Processes that are still in this command's session, a few seconds after its end."""
+        end = time.monotonic() + patience_s
+        while True:
+            found = {}
+            for folder in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError):  # it has just ended
+                    if os.getsid(int(folder.name)) == self.process.pid:
+                        found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if not found or time.monotonic() > end:
+                return found
+            time.sleep(0.1)
+
+
+@functools.cache
+def run(arguments: str, repetition: int = 0) -> Run:
+    """The finished run of `python -m search.run ARGUMENTS` on few images; another one for each `repetition`."""
+    return Command(*arguments.split(), "--search-images", str(SEARCH_IMAGES)).finish()

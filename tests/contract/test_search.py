@@ -1,0 +1,152 @@
+"""What every search algorithm must leave behind, through the real command."""
+
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from approx_env import calibration, data, tap, teacher
+from approx_env.evaluator import Evaluator, Problem, Reward
+from search import store
+from tests import command
+from tests.command import EPISODES, SEARCH_IMAGES, Run
+
+SQUEEZENET = "--layers squeezenet --num-env-runners 1 --algorithm "
+ARGUMENTS = {
+    "ppo": SQUEEZENET + f"ppo --episodes {EPISODES}",
+    "random": SQUEEZENET + f"random --episodes {EPISODES}",
+    "quintile": SQUEEZENET + "quintile",
+}
+LAYERS = ("conv1", "fire2", "fire3", "fire4", "fire5", "fire6", "fire7", "fire8", "fire9")
+
+
+@pytest.fixture(scope="module", params=ARGUMENTS)
+def algorithm(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def run(algorithm) -> Run:
+    finished = command.run(ARGUMENTS[algorithm])
+    assert finished.status == 0, finished.errors
+    return finished
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    """The problem that the runs searched, put together without the command."""
+    digits, network = data.load("digits"), teacher.read(teacher.path_of("squeezenet", "digits")).network
+    images, _ = digits.load("calibration", 512)
+    calibrated = calibration.calibrate(network, np.split(images, 16))
+    return Problem(network, calibrated, *digits.load("search", SEARCH_IMAGES), Reward())
+
+
+def test_one_row_for_every_episode(run, algorithm):
+    episodes = 1 if algorithm == "quintile" else EPISODES
+    assert list(run.rows["episode"]) == list(range(episodes))
+    assert run.rows["episode_id"].is_unique
+    assert set(run.rows["algorithm"]) == {algorithm}
+    assert set(run.rows["run"]) == {"r"}
+    assert set(run.rows.columns) == set(store.schema(LAYERS).names)
+    assert f"{episodes} configurations scored" in run.output
+
+
+def test_every_configuration_is_valid_under_the_calibrated_tmax(run, problem):
+    for row in run.rows.to_dict("records"):
+        assert tuple(row[f"{layer}_tmax"] for layer in LAYERS) == problem.calibration.tmax
+        for codes, tmax in zip(store.codes_of(row, LAYERS), problem.calibration.tmax, strict=True):
+            assert tap.problems(codes, tmax) == []
+
+
+def test_rescoring_a_stored_configuration_gives_exactly_what_is_stored(run, problem):
+    evaluator = Evaluator(problem)
+    for row in run.rows.tail(3).to_dict("records"):
+        score = evaluator.evaluate(store.codes_of(row, LAYERS))
+        stored = [row[name] for name in ("return", "accuracy", "soft_accuracy", "drop_points", "kd", "at")]
+        assert stored == [
+            score.return_, score.accuracy, score.soft_accuracy, score.drop_points, score.kd, score.at
+        ]  # fmt: skip
+        assert [row[f"mac_{kind}"] for kind in ("zero", "v1", "v2", "exact")] == score.shares.tolist()
+
+
+def test_the_top_are_the_best_distinct_rows_with_validation(run):
+    table = pq.read_table(run.folder / "top.parquet")
+    top = table.to_pylist()
+    codes = [store.codes_of(row, LAYERS) for row in top]
+    distinct = {store.codes_of(row, LAYERS): row["return"] for row in run.rows.to_dict("records")}
+    assert table.schema.equals(store.validated_schema(LAYERS))
+    assert len(codes) == len(set(codes)) == min(30, len(distinct))
+    assert [row["return"] for row in top] == sorted(distinct.values(), reverse=True)[:30]
+    assert all(0 <= row["validation_accuracy"] <= 1 for row in top)
+    drops = {round(100 * row["validation_accuracy"] + row["validation_drop_points"], 6) for row in top}
+    assert len(drops) == 1  # accuracy and drop add up to one teacher
+
+
+def test_best_json_is_the_most_accurate_of_the_top(run):
+    best, top = run.json("best.json"), pq.read_table(run.folder / "top.parquet").to_pylist()
+    assert tuple(best["layers"]) == LAYERS
+    fields = {"t1_code", "v1_code", "t2_code", "v2_code", "tmax_code"}
+    assert all(set(layer) == fields for layer in best["layers"].values())
+    assert best["model"] == "squeezenet"
+    metrics = best["metrics"]
+    assert 0 <= metrics["acc_student"] <= 1 and 0.9 < metrics["acc_teacher"] <= 1
+    assert metrics["acc_drop"] == pytest.approx(100 * (metrics["acc_teacher"] - metrics["acc_student"]))
+    chosen = top[best["selection"]["rank_by_return"] - 1]
+    flat = [code for layer in best["layers"].values() for code in layer.values()]
+    assert flat == [chosen[f"{layer}_{name}"] for layer in LAYERS for name in ("t1", "v1", "t2", "v2", "tmax")]
+    assert chosen["validation_accuracy"] == max(row["validation_accuracy"] for row in top)
+    assert best["selection"]["within_max_acc_drop"] == (chosen["validation_drop_points"] <= 2)
+
+
+def test_test_is_read_for_the_chosen_one_alone_and_told_as_it_is(run, problem):
+    best, digits = run.json("best.json"), data.load("digits")
+    codes = [[layer[f"{name}_code"] for name in ("t1", "v1", "t2", "v2")] for layer in best["layers"].values()]
+    evaluator = Evaluator(Problem(problem.network, problem.calibration, *digits.load("test"), problem.reward))
+    assert best["metrics"]["acc_student"] == evaluator.evaluate(codes).accuracy
+    assert best["metrics"]["acc_teacher"] == evaluator.teacher_accuracy
+
+
+def test_run_json_says_how_to_repeat_the_run(run, algorithm):
+    told = run.json("run.json")
+    arguments = told["arguments"]
+    assert (arguments["algorithm"], arguments["search_images"], arguments["num_env_runners"]) == (algorithm, 32, 1)
+    assert arguments["episodes"] == len(run.rows)
+    assert told["seeds"] == [0]
+    assert told["splits"] == {"train": 581, "calibration": 512, "search": 256, "validation": 192, "test": 256}
+    assert {"torch", "ray", "numpy", "gymnasium"} <= set(told["versions"])
+    assert told["commit"] is None or re.fullmatch("[0-9a-f]{40}", told["commit"])
+    assert told["teacher"]["dataset"] == "digits"
+
+
+def test_the_terminal_shows_calibration_and_result(run):
+    assert "squeezenet: 9 layers" in run.output
+    assert "fire4, fire6, fire8" in run.output
+    for layer in LAYERS:
+        assert re.search(rf"^{layer}: +t1=\d+ v1=\d+ t2=\d+ v2=\d+ tmax=\d+ \(p90\+10\)", run.output, re.MULTILINE)
+    closing = ("float teacher", "INT8 teacher", "chosen configuration", "drop, points", "validation", "test", "zero")
+    assert all(words in run.output for words in closing)
+    chosen = next(line for line in run.output.splitlines() if "chosen configuration" in line)
+    assert f"{100 * run.json('best.json')['metrics']['acc_student']:.2f}" in chosen
+    assert "Traceback" not in run.output + run.errors
+
+
+def test_nothing_is_left_running_or_half_written(run):
+    assert run.processes == () and run.temporary == ()
+    assert list(run.folder.rglob("*.tmp")) == []
+
+
+def test_the_same_seed_gives_the_same_rows_whatever_runs_beside_it():
+    same_rows(command.run(ARGUMENTS["random"]), command.run(ARGUMENTS["random"] + " --seeds 0,1"))
+
+
+def test_the_same_seed_gives_the_same_rows_whichever_env_runner_is_faster():
+    arguments = f"--layers alexnet --episodes {EPISODES} --num-env-runners 2"
+    same_rows(command.run(arguments), command.run(arguments, repetition=1))
+
+
+def same_rows(*runs: Run) -> None:
+    first, second = (run.rows.query("seed == 0") for run in runs)
+    same = [name for name in first if name not in ("time", "episode_id")]
+    assert len(first) == EPISODES
+    assert first[same].equals(second[same])

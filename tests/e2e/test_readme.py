@@ -1,0 +1,32 @@
+"""What the README says is what the committed runs hold, and its examples run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from search import report
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "results" / "README.md"]
+EXAMPLES = [
+    pytest.param(block, id=f"{document.relative_to(ROOT)}-{position}")
+    for document in DOCUMENTS
+    for position, block in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL))
+]
+
+
+def test_results_table_is_read_from_the_committed_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folders = sorted(Path("results/reference").iterdir())
+    assert len(folders) == 6
+    assert report.table(folders) in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_python_example_runs(example):
+    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

@@ -1,0 +1,146 @@
+"""The options of `python -m search.run`."""
+
+import math
+import os
+
+import pytest
+
+from approx_env.errors import InputError
+from search import config
+from search.config import Settings
+
+# Every flag of the command, and the words in its help that name its unit (none: it has no unit).
+UNITS = {
+    "--layers": "",
+    "--dataset": "",
+    "--data-dir": "",
+    "--teacher": "",
+    "--algorithm": "",
+    "--episodes": "configurations",
+    "--seeds": "",
+    "--search-images": "images",
+    "--calib-batches": "batches",
+    "--batch-size": "images",
+    "--lr": "",
+    "--accuracy": "",
+    "--kd-temperature": "logits",
+    "--kd-weight": "",
+    "--at-weight": "",
+    "--tmax-percentile": "%",
+    "--tmax-offset": "codes",
+    "--max-acc-drop": "points",
+    "--top": "configurations",
+    "--num-env-runners": "processes",
+    "--address": "",
+    "--results": "",
+    "--run-name": "",
+}
+
+BAD = {
+    "--layers": ["resnet", ""],
+    "--dataset": ["mnist", "DIGITS"],
+    "--algorithm": ["sac"],
+    "--accuracy": ["top5"],
+    "--episodes": ["0", "-3", "ten", "1.5", ""],
+    "--seeds": ["1,1", "one", "1,,2", "", "99999999999999999999"],
+    "--search-images": ["0", "-1", "many"],
+    "--calib-batches": ["0", "-16", "x"],
+    "--batch-size": ["0", "-32", "x"],
+    "--lr": ["0", "-0.1", "nan", "inf", "2", "fast"],
+    "--kd-temperature": ["0", "-2", "nan", "inf", "hot"],
+    "--kd-weight": ["-1", "nan", "inf", "x"],
+    "--at-weight": ["-1", "nan", "inf", "x"],
+    "--tmax-percentile": ["0", "-90", "100.5", "nan", "x"],
+    "--tmax-offset": ["-256", "256", "1.5", "x"],
+    "--max-acc-drop": ["-1", "101", "nan", "x"],
+    "--top": ["0", "-30", "x"],
+    "--num-env-runners": ["-1", "x", "1.5"],
+    "--run-name": ["", "a/b", "..", ".hidden", "x" * 101],
+}
+
+
+def problems(*argv: str) -> list[str]:
+    with pytest.raises(InputError) as error:
+        config.parse(list(argv))
+    return error.value.problems
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values in BAD.items() for value in values])
+def test_a_bad_value_is_one_problem_that_names_flag_and_value(flag, value):
+    (problem,) = problems(flag, value)
+    assert problem.startswith(f"{flag} must be ")
+    assert value in problem
+
+
+def test_all_bad_values_are_reported_at_once():
+    argv = [part for flag, values in BAD.items() for part in (flag, values[0])]
+    assert sorted(problem.split()[0] for problem in problems(*argv)) == sorted(BAD)
+
+
+def test_bad_values_and_contradictions_are_reported_at_once():
+    found = problems("--episodes", "ten", "--max-acc-drop", "-1", "--dataset", "imagefolder")
+    assert [problem.split(" must ")[0] for problem in found[:2]] == ["--episodes", "--max-acc-drop"]
+    assert "--data-dir" in found[2] and len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "flags"),
+    [
+        ("--data-dir here", ["--data-dir", "digits"]),
+        ("--dataset digits --data-dir here", ["--data-dir", "digits"]),
+        ("--dataset imagefolder", ["--dataset imagefolder", "--data-dir"]),
+        ("--algorithm random --lr 0.1", ["--lr", "--algorithm random"]),
+        ("--algorithm quintile --episodes 2", ["--algorithm quintile", "--episodes"]),
+        ("--algorithm quintile --seeds 0,1", ["--algorithm quintile", "--seeds"]),
+        ("--num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
+    ],
+)
+def test_a_contradiction_names_the_options_that_contradict(argv, flags):
+    (problem,) = problems(*argv.split())
+    assert all(flag in problem for flag in flags)
+
+
+def test_all_contradictions_are_reported_at_once():
+    found = problems(*"--data-dir here --algorithm quintile --lr 0.1 --episodes 5".split())
+    assert len(found) == 3
+
+
+def test_defaults():
+    settings = config.parse([])
+    assert settings == Settings()
+    assert (settings.layers, settings.dataset, settings.algorithm) == ("squeezenet", "digits", "ppo")
+    assert (settings.calib_batches, settings.batch_size, settings.top) == (16, 32, 30)
+    assert (settings.accuracy, settings.kd_temperature, settings.max_acc_drop) == ("hard", 2.0, 2.0)
+    assert (settings.tmax_percentile, settings.tmax_offset) == (90.0, 10)
+    assert (settings.address, settings.results, settings.seeds) == ("local", "results", (0,))
+    assert 1 <= settings.runners <= (os.cpu_count() or 1)
+    assert settings.budget > 1
+
+
+def test_quintile_is_one_episode_unless_told():
+    assert config.parse(["--algorithm", "quintile"]).budget == 1
+    assert config.parse(["--algorithm", "random", "--episodes", "7"]).budget == 7
+
+
+def test_values_are_converted():
+    settings = config.parse("--seeds 2,0,11 --lr 1e-4 --tmax-offset -5 --num-env-runners 0 --run-name a.b".split())
+    assert settings.seeds == (2, 0, 11)
+    assert math.isclose(settings.lr, 1e-4)
+    assert (settings.tmax_offset, settings.runners, settings.run_name) == (-5, 0, "a.b")
+
+
+@pytest.mark.parametrize("argv", [["--epochs", "3"], ["--episode", "3"], ["--lr"], ["alexnet"]])
+def test_an_unknown_or_incomplete_option_is_named(argv):
+    (problem,) = problems(*argv)
+    assert argv[0] in problem and "--help" in problem
+
+
+def test_help_explains_every_flag_with_its_unit(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        config.parse(["--help"])
+    assert exit_.value.code == 0
+    options = capsys.readouterr().out.split("options:")[1].split("\n  --")
+    texts = {"--" + text.split()[0]: " ".join(text.split()[2:]) for text in options[1:]}
+    assert set(texts) == set(UNITS)
+    for flag, unit in UNITS.items():
+        assert texts[flag] and unit in texts[flag], flag

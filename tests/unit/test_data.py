@@ -1,0 +1,260 @@
+from collections import Counter
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from approx_env import data
+from approx_env.errors import InputError
+
+SIZES = {"train": 581, "calibration": 512, "search": 256, "validation": 192, "test": 256}
+
+
+def refusal(name: str, data_dir=None) -> str:
+    with pytest.raises(InputError) as caught:
+        data.load(name, data_dir)
+    assert len(caught.value.problems) == 1
+    return str(caught.value)
+
+
+def test_unknown_dataset():
+    assert refusal("mnist") == "unknown dataset 'mnist': --dataset must be one of digits, cifar10, imagefolder"
+
+
+def test_normalise():
+    x = data.normalise(np.array([0, 64, 128, 129, 255], np.uint8).reshape(1, 1, 1, 5))
+    assert x.dtype == torch.float32
+    assert x.reshape(-1).tolist() == [-2.0, -1.0, 0.0, 1 / 64, 127 / 64]
+
+
+# -- digits
+
+
+def test_digits_sizes_and_format(digits):
+    assert {split: digits.size(split) for split in data.SPLITS} == SIZES
+    assert digits.classes == tuple("0123456789")
+    assert (digits.name, digits.mirrored) == ("digits", False)
+    for split in data.SPLITS:
+        images, labels = digits.load(split)
+        assert (images.shape, images.dtype) == ((SIZES[split], 3, 32, 32), np.uint8)
+        assert (labels.shape, labels.dtype) == ((SIZES[split],), np.int64)
+        assert set(labels) == set(range(10))
+
+
+def test_digits_splits_part_the_dataset(digits):
+    """Each of the 1,797 digits is in one split: enlarged or not, as many of them are equal."""
+    originals = Counter(image.tobytes() for image in load_digits().images)
+    found = Counter(image.tobytes() for split in data.SPLITS for image in digits.load(split)[0])
+    assert found.total() == originals.total() == 1797
+    assert sorted(found.values()) == sorted(originals.values())
+
+
+def test_digits_splits_are_fixed(digits):
+    again = data.load("digits")
+    for split in data.SPLITS:
+        for one, other in zip(digits.load(split), again.load(split), strict=True):
+            assert np.array_equal(one, other)
+    # A change here changes every published number.
+    assert {split: digits.labels[split][:8].tolist() for split in data.SPLITS} == {
+        "train": [7, 3, 4, 8, 6, 4, 6, 0],
+        "calibration": [5, 7, 4, 5, 5, 0, 1, 4],
+        "search": [6, 2, 3, 6, 6, 6, 5, 8],
+        "validation": [1, 7, 9, 8, 1, 9, 5, 4],
+        "test": [2, 7, 2, 6, 9, 5, 5, 2],
+    }
+
+
+def test_load_takes_the_first_images(digits):
+    images, labels = digits.load("search", 5)
+    everything = digits.load("search")
+    assert np.array_equal(images, everything[0][:5])
+    assert np.array_equal(labels, everything[1][:5])
+
+
+@pytest.mark.parametrize("count", [257, 0, -3])
+def test_more_images_than_there_are(digits, count):
+    with pytest.raises(InputError) as caught:
+        digits.load("search", count)
+    assert str(caught.value) == (
+        f"the search split of digits has 256 images, and {count} were asked for: ask for 1 to 256"
+    )
+
+
+# -- cifar10
+
+
+def fake_cifar10(total: int, test_total: int):
+    """Stands in for torchvision's class; image i has the pixels of the number i."""
+
+    def load(root, train, download):
+        count = total if train else test_total
+        numbers = np.arange(count, dtype=np.uint32) + (0 if train else 2**31)
+        pixels = numbers.view(np.uint8).reshape(count, 1, 1, 4)[..., :3]
+        return SimpleNamespace(data=pixels, targets=[i % 10 for i in range(count)], classes=[*"abcdefghij"])
+
+    return load
+
+
+def test_cifar10_splits(monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake_cifar10(50_000, 10_000))
+    found = data.load("cifar10")
+    assert {split: found.size(split) for split in data.SPLITS} == {
+        "train": 40_784, "calibration": 1_024, "search": 4_096, "validation": 4_096, "test": 10_000
+    }  # fmt: skip
+    assert (found.name, found.classes, found.mirrored) == ("cifar10", tuple("abcdefghij"), True)
+    numbers = {}
+    for split in data.SPLITS[:-1]:
+        images, labels = found.load(split)
+        numbers[split] = images[:, 0, 0, 0] + 256 * images[:, 1, 0, 0].astype(int)
+        assert np.array_equal(numbers[split] % 10, labels)  # images and labels stay together
+    assert sorted(np.concatenate(list(numbers.values()))) == list(range(50_000))
+
+
+def test_failed_download_names_the_ways_out(monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
+    assert refusal("cifar10", tmp_path) == (
+        f"CIFAR-10 could not be downloaded into {tmp_path} (URLError: <urlopen error no route to host>): put the "
+        "archive cifar-10-python.tar.gz there and name the folder with --data-dir, or use --dataset imagefolder"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- imagefolder
+
+
+def write_tree(root, classes=("cat", "dog"), train=16, test=4, test_name="test", size=(32, 32)):
+    """Grey PNGs: `train` in all for training and `test` a class, each of its own brightness."""
+    brightness = 0
+    for part, count in (("train", train // max(1, len(classes))), (test_name, test)):
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                brightness += 1
+                Image.new("RGB", size, (brightness,) * 3).save(root / part / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("test_name", ["test", "val"])
+def test_imagefolder_splits(tmp_path, test_name):
+    found = data.load("imagefolder", write_tree(tmp_path / "pets", train=40, test_name=test_name))
+    assert (found.name, found.classes, found.mirrored) == ("imagefolder:pets", ("cat", "dog"), True)
+    assert {split: found.size(split) for split in data.SPLITS} == {
+        "train": 20, "calibration": 10, "search": 5, "validation": 5, "test": 8
+    }  # fmt: skip
+    seen = []
+    for split in data.SPLITS:
+        images, labels = found.load(split)
+        assert (images.shape[1:], images.dtype) == ((3, 32, 32), np.uint8)
+        values = images[:, 0, 0, 0].astype(int)
+        assert np.array_equal(images, np.broadcast_to(values[:, None, None, None], images.shape).astype(np.uint8))
+        assert np.array_equal(labels, (values > 20) if split != "test" else (values > 44))
+        seen.extend(values)
+    assert sorted(seen) == list(range(1, 49))  # disjoint, and nothing left out
+
+
+def test_imagefolder_splits_are_fixed(tmp_path):
+    first, second = (data.load("imagefolder", write_tree(tmp_path / name, train=40)) for name in ("a", "b"))
+    for split in data.SPLITS:
+        assert np.array_equal(first.load(split)[0], second.load(split)[0])
+
+
+def test_imagefolder_reads_grey_and_transparent_images_as_rgb(tmp_path):
+    root = write_tree(tmp_path)
+    for path in (root / "train" / "cat").iterdir():
+        Image.new("L", (32, 32), 77).save(path)
+    for path in (root / "train" / "dog").iterdir():
+        Image.new("RGBA", (32, 32), (1, 2, 3, 128)).save(path)
+    images, labels = data.load("imagefolder", root).load("train")
+    assert images[labels == 0][0, :, 0, 0].tolist() == [77, 77, 77]
+    assert images[labels == 1][0, :, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_imagefolder_needs_a_folder(tmp_path):
+    assert refusal("imagefolder") == (
+        "--dataset imagefolder needs --data-dir, a folder with train/ and test/ (or val/)"
+    )
+    missing, file = tmp_path / "missing", tmp_path / "file"
+    file.touch()
+    for path in (missing, file):
+        assert refusal("imagefolder", path) == (
+            f"--data-dir {path} is not a folder: give one that holds train/ and test/ (or val/)"
+        )
+
+
+def test_imagefolder_that_is_empty_or_half_there(tmp_path):
+    message = f"--data-dir {tmp_path} must hold train/ and test/ (or val/), each with one subfolder a class"
+    assert refusal("imagefolder", tmp_path) == message
+    (tmp_path / "train").mkdir()
+    assert refusal("imagefolder", tmp_path) == message
+    (tmp_path / "test").mkdir()
+    message = refusal("imagefolder", tmp_path)
+    assert message == f"--data-dir {tmp_path}: Couldn't find any class folder in {tmp_path / 'train'}."
+
+
+def test_imagefolder_with_an_empty_class(tmp_path):
+    root = write_tree(tmp_path)
+    for path in (root / "train" / "cat").iterdir():
+        path.unlink()
+    message = refusal("imagefolder", root)
+    assert message.startswith(f"--data-dir {root}: Found no valid file for the classes cat.")
+    assert "\n" not in message
+
+
+def test_imagefolder_with_a_class_missing(tmp_path):
+    root = write_tree(tmp_path, classes=("cat", "dog", "emu"))
+    for path in (root / "test" / "emu").iterdir():
+        path.unlink()
+    (root / "test" / "emu").rmdir()
+    assert refusal("imagefolder", root) == (
+        f"{root / 'train'} and {root / 'test'} must hold the same classes; only one has: emu"
+    )
+
+
+def test_imagefolder_with_one_class(tmp_path):
+    root = write_tree(tmp_path, classes=("cat",))
+    assert refusal("imagefolder", root) == (f"{root / 'train'} holds one class (cat): classification needs two or more")
+
+
+def test_imagefolder_with_too_few_images(tmp_path):
+    root = write_tree(tmp_path, train=6)
+    assert refusal("imagefolder", root) == f"{root / 'train'} holds 6 images: at least 8 are needed to cut the splits"
+
+
+def unreadable(root, split: str) -> str:
+    found = data.load("imagefolder", root)
+    with pytest.raises(InputError) as caught:
+        found.load(split)
+    assert len(caught.value.problems) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0\0"])
+def test_imagefolder_with_a_broken_image(tmp_path, content):
+    broken = write_tree(tmp_path) / "test" / "dog" / "0.png"
+    broken.write_bytes(content)
+    message = unreadable(tmp_path, "test")
+    assert message.startswith(f"{broken} is not a readable image (")
+    assert message.endswith("): repair or remove it")
+    data.load("imagefolder", tmp_path).load("train")  # what is not read is not looked at
+
+
+def test_imagefolder_with_images_cut_short(tmp_path):
+    """Their headers are sound, so that only decoding finds out."""
+    root = write_tree(tmp_path)
+    for path in (root / "train").rglob("*.png"):
+        Image.effect_noise((32, 32), 50).save(path)
+        path.write_bytes(path.read_bytes()[:-300])
+    assert unreadable(root, "search").endswith("): repair or remove it")
+
+
+def test_imagefolder_with_images_of_another_size(tmp_path):
+    message = unreadable(write_tree(tmp_path, size=(48, 32)), "train")
+    assert message.endswith(".png has 48x32 pixels: it must have 32x32, resize it")

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+
+from approx_env import distill
+
+
+def test_kd_of_equal_logits_is_zero():
+    logits = torch.tensor([[1.0, -2.0, 3.5], [0.0, 0.0, 0.0]])
+    assert distill.kd_loss(logits, logits.clone()) == 0.0
+
+
+def test_kd_by_hand():
+    # Teacher / 2: (ln 3, 0), softmax (3/4, 1/4); student: even.
+    teacher, student = torch.tensor([[2 * math.log(3), 0.0]]).double(), torch.zeros(1, 2)
+    expected = 4 * (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    assert distill.kd_loss(student, teacher) == pytest.approx(expected)
+    swapped = 4 * (0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
+    assert distill.kd_loss(teacher, student) == pytest.approx(swapped)
+
+
+def test_kd_takes_its_temperature_and_the_mean_over_images():
+    teacher = torch.tensor([[math.log(3), 0.0], [5.0, 5.0]]).double()
+    expected = (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
+    assert distill.kd_loss(torch.zeros(2, 2), teacher, temperature=1.0) == pytest.approx(expected)
+
+
+def test_attention_map_by_hand():
+    codes = torch.tensor([[[[1, 0]], [[2, 0]]], [[[3, 4]], [[0, 0]]]], dtype=torch.uint8)  # (2, 2, 1, 2)
+    norm = math.sqrt(81**1 + 256)
+    expected = [[1.0, 0.0], [9 / norm, 16 / norm]]
+    for ordered in (codes, codes.contiguous(memory_format=torch.channels_last)):
+        assert distill.attention_map(ordered).tolist() == [pytest.approx(row) for row in expected]
+
+
+def test_attention_map_of_a_linear_layer_is_its_squared_codes():
+    codes = torch.tensor([[1, 2, 0]], dtype=torch.uint8)
+    assert distill.attention_map(codes)[0].tolist() == pytest.approx([1 / math.sqrt(17), 4 / math.sqrt(17), 0])
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 7)])
+def test_attention_map_of_zeros_stays_zero(shape):
+    q = distill.attention_map(torch.zeros(shape, dtype=torch.uint8))
+    assert q.shape == (2, 20 if len(shape) == 4 else 7)
+    assert not q.any()
+
+
+def test_attention_map_is_in_row_order_of_space():
+    codes = torch.zeros((1, 2, 2, 3), dtype=torch.uint8)
+    codes[0, 1, 1, 0] = 9
+    assert distill.attention_map(codes)[0].tolist() == [0, 0, 0, 1, 0, 0]
+
+
+def test_attention_distance_by_hand():
+    student, teacher = (
+        torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 0.0]]),
+        torch.tensor([[0.0, 1.0], [0.6, 0.8], [1.0, 0.0]]),
+    )
+    assert distill.attention_distances(student, teacher).tolist() == pytest.approx([2.0, 0.0, 1.0])
+
+
+def test_hard_accuracy_counts_the_first_of_equal_logits():
+    logits = torch.tensor([[1.0, 2.0], [3.0, 2.0], [5.0, 5.0], [5.0, 5.0]])
+    assert distill.hard_accuracy(logits, torch.tensor([1, 1, 0, 1])) == 0.5
+
+
+def test_soft_accuracy_by_hand():
+    logits = torch.tensor([[math.log(3) / 8, 0.0], [0.0, 0.0]]).double()
+    assert distill.soft_accuracy(logits, torch.tensor([0, 1])) == pytest.approx((0.75 + 0.5) / 2)
+    assert distill.soft_accuracy(logits, torch.tensor([1, 1])) == pytest.approx((0.25 + 0.5) / 2)

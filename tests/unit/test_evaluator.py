@@ -1,0 +1,213 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from approx_env import calibration, env, evaluator, reference, tap
+from approx_env.engine import Engine
+from approx_env.evaluator import Evaluator, Problem, Reward
+
+
+@pytest.fixture(scope="module")
+def problem(small):
+    calibrated = calibration.calibrate(small.network, [small.images])
+    return Problem(small.network, calibrated, small.images, small.labels, Reward())
+
+
+def same(one, other) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in one.__dataclass_fields__)
+
+
+def total(rewards) -> float:
+    """The sum in order; the built-in `sum` compensates rounding from Python 3.12 on."""
+    result = 0.0
+    for reward in rewards:
+        result += reward
+    return result
+
+
+def by_hand(problem: Problem, configuration) -> dict[str, float]:
+    """The score in plain numpy, from the exact-integer reference."""
+
+    def run(config):
+        outputs = reference.forward(problem.network, problem.images, config)
+        maps = []
+        for name in problem.network.attention:
+            squares = outputs[name].astype(float) ** 2
+            q = squares.sum(1).reshape(len(squares), -1) if squares.ndim == 4 else squares
+            maps.append(q / np.maximum(np.linalg.norm(q, axis=1, keepdims=True), 1e-12))
+        return outputs["last"], maps
+
+    def softmax(logits):
+        e = np.exp(logits - logits.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    layers = problem.calibration.layers
+    student, maps = run({layer.name: (c, layer.tmax) for layer, c in zip(layers, configuration, strict=True)})
+    teacher, teacher_maps = run(None)
+    temperature, every = problem.reward.kd_temperature, np.arange(len(student))
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    accuracy = (student.argmax(1) == problem.labels).mean()
+    return {
+        "accuracy": accuracy,
+        "soft_accuracy": softmax(8 * student)[every, problem.labels].mean(),
+        "drop_points": 100 * ((teacher.argmax(1) == problem.labels).mean() - accuracy),
+        "kd": temperature**2 * (p * np.log(p / q)).sum(1).mean(),
+        "at": sum(((a - b) ** 2).sum(1).mean() for a, b in zip(maps, teacher_maps, strict=True)),
+    }
+
+
+@pytest.mark.parametrize("reward", [Reward(), Reward("soft", 3.0, 0.25, 2.0), Reward("hard", 1.0, 0.0, 0.0)])
+def test_score_by_hand(problem, reward):
+    problem = replace(problem, reward=reward)
+    configuration = problem.calibration.quintile
+    score, expected = Evaluator(problem).evaluate(configuration), by_hand(problem, configuration)
+    assert score.kd > 0
+    assert score.at > 0
+    for name, value in expected.items():
+        assert getattr(score, name) == pytest.approx(value, rel=1e-3, abs=1e-6), name
+    rewarded = expected["soft_accuracy" if reward.accuracy == "soft" else "accuracy"]
+    assert score.return_ == pytest.approx(
+        rewarded - reward.kd_weight * expected["kd"] - reward.at_weight * expected["at"], rel=1e-3
+    )
+
+
+def test_return_is_the_sum_of_rewards_exactly(evaluator):
+    generator = np.random.default_rng(0)
+    for _ in range(4):
+        configuration = [tap.random_codes(tmax, generator) for tmax in evaluator.calibration.tmax]
+        evaluation = evaluator.begin()
+        rewards = [evaluation.advance(codes) for codes in configuration]
+        assert total(rewards) == evaluation.score.return_ == evaluator.evaluate(configuration).return_
+
+
+def test_rewards_come_where_they_are_due(evaluator):
+    evaluation = evaluator.begin()
+    rewards = [evaluation.advance(codes) for codes in evaluator.calibration.quintile]
+    early = dict(zip(evaluator.layers[:-1], rewards, strict=False))
+    assert {name for name, reward in early.items() if reward != 0} == set(evaluator.network.attention)
+    assert all(reward <= 0 for reward in early.values())
+    score = evaluation.score
+    assert -total(early.values()) == pytest.approx(score.at)
+    assert rewards[-1] == score.accuracy - score.kd
+
+
+def test_return_is_what_the_parts_add_up_to(problem):
+    for reward in (Reward("soft", 2.0, 0.5, 3.0), Reward("hard", 2.0, 2.0, 0.5)):
+        score = Evaluator(replace(problem, reward=reward)).evaluate(problem.calibration.quintile)
+        accuracy = score.soft_accuracy if reward.accuracy == "soft" else score.accuracy
+        expected = accuracy - reward.kd_weight * score.kd - reward.at_weight * score.at
+        assert score.return_ == pytest.approx(expected, rel=1e-12)
+
+
+def test_same_configuration_scores_the_same(evaluator):
+    quintile = evaluator.calibration.quintile
+    other = [tap.random_codes(tmax, np.random.default_rng(0)) for tmax in evaluator.calibration.tmax]
+    first = evaluator.evaluate(quintile)
+    assert not same(first, evaluator.evaluate(other))
+    assert same(first, evaluator.evaluate(quintile))
+
+
+def test_integer_types_do_not_matter(evaluator):
+    quintile = evaluator.calibration.quintile
+    assert same(evaluator.evaluate(quintile), evaluator.evaluate(np.array(quintile, np.uint8)))
+    assert same(evaluator.evaluate(quintile), evaluator.evaluate(np.array(quintile, np.int64)))
+
+
+def test_evaluations_interleave(evaluator):
+    quintile = evaluator.calibration.quintile
+    other = [tap.random_codes(tmax, np.random.default_rng(1)) for tmax in evaluator.calibration.tmax]
+    one, two = evaluator.begin(), evaluator.begin()
+    for codes, others in zip(quintile, other, strict=True):
+        one.advance(codes)
+        two.advance(others)
+    assert same(one.score, evaluator.evaluate(quintile))
+    assert same(two.score, evaluator.evaluate(other))
+
+
+def test_chunks_do_not_matter(problem, monkeypatch):
+    whole = Evaluator(problem)
+    monkeypatch.setattr(evaluator, "CHUNK", 7)
+    parts = Evaluator(problem)
+    assert (len(whole.starts), len(parts.starts)) == (1, 7)
+    assert torch.equal(whole.teacher_logits, parts.teacher_logits)
+    assert same(*(one.evaluate(problem.calibration.quintile) for one in (whole, parts)))
+
+
+def test_teacher_is_the_exact_network(evaluator, network, digits):
+    images, labels = digits.load("search", len(evaluator.labels))
+    logits = Engine(network).forward(images)
+    assert torch.equal(evaluator.teacher_logits, logits)
+    assert evaluator.teacher_accuracy == (logits.argmax(1).numpy() == labels).mean()
+
+
+def test_next_to_no_approximation_costs_next_to_nothing(problem):
+    """Under tmax 4 the codes 1, 2, 3, 4 become 0, 2, 2, 4, and every other code stays."""
+    layers = tuple(replace(layer, tmax=4) for layer in problem.calibration.layers)
+    gentle = replace(problem, calibration=replace(problem.calibration, layers=layers))
+    score = Evaluator(gentle).evaluate([(1, 2, 3, 4)] * 3)
+    usual = Evaluator(problem).evaluate(problem.calibration.quintile)
+    assert score.kd < 0.1 * usual.kd
+    assert score.at < 0.1 * usual.at
+    assert (score.layer_shares[:, 3] > usual.layer_shares[:, 3]).all()
+
+
+def test_cost_shares_add_up(evaluator):
+    score = evaluator.evaluate(evaluator.calibration.quintile)
+    assert score.layer_shares.shape == (len(evaluator.layers), 4)
+    np.testing.assert_allclose(score.layer_shares.sum(1), 1)
+    assert score.shares.sum() == pytest.approx(1)
+    assert (score.layer_shares >= 0).all()
+    below, above = score.layer_shares.min(0), score.layer_shares.max(0)
+    assert (below - 1e-12 <= score.shares).all()
+    assert (score.shares <= above + 1e-12).all()
+
+
+def test_first_zero_and_v1_shares_follow_t1(evaluator):
+    tmax = evaluator.calibration.tmax[0]
+    rest = list(evaluator.calibration.quintile[1:])
+    low = evaluator.evaluate([(1, 2, 3, tmax), *rest]).layer_shares[0]
+    high = evaluator.evaluate([(tmax - 3, tmax - 2, tmax - 1, tmax), *rest]).layer_shares[0]
+    assert low[0] < high[0]
+    assert low[3] == high[3]  # what lies above tmax is exact whatever the codes
+
+
+def test_bad_configurations_are_refused_before_anything_runs(evaluator, monkeypatch):
+    def never(*_):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(evaluator.engine, "advance", never)
+    quintile, tmax = list(evaluator.calibration.quintile), evaluator.calibration.tmax
+    count = len(quintile)
+    for wrong in (quintile[:-1], [*quintile, quintile[0]], []):
+        with pytest.raises(ValueError) as caught:
+            evaluator.evaluate(wrong)
+        assert str(caught.value) == f"a configuration has codes for {count} layers, got {len(wrong)}"
+    for last in ((1, 2, 3, tmax[-1] + 1), (2, 2, 3, 4)):
+        with pytest.raises(ValueError, match=rf"^codes must satisfy .* <= tmax = {tmax[-1]}, got t1={last[0]} "):
+            evaluator.evaluate([*quintile[:-1], last])
+    with pytest.raises(AssertionError, match="computed"):
+        evaluator.evaluate(quintile)
+
+
+def test_invalid_step_changes_nothing(evaluator):
+    quintile = evaluator.calibration.quintile
+    evaluation = evaluator.begin()
+    evaluation.advance(quintile[0])
+    with pytest.raises(ValueError, match="^codes must satisfy"):
+        evaluation.advance((4, 3, 2, 1))
+    assert (evaluation.layer, evaluation.score) == (1, None)
+    for codes in quintile[1:]:
+        evaluation.advance(codes)
+    assert same(evaluation.score, evaluator.evaluate(quintile))
+
+
+def test_shipped_evaluator():
+    shipped = env.shipped_evaluator("alexnet")
+    assert shipped.layers == ("conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2")
+    assert len(shipped.labels) == 256
+    assert shipped.reward == Reward()
+    assert shipped.teacher_accuracy > 0.95
+    histogram = shipped.calibration.layers[0].histogram
+    assert histogram.sum() == 16 * 32 * 64 * 16 * 16

@@ -1,0 +1,322 @@
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from approx_env import data, engine, quantize
+from approx_env.errors import InputError
+from approx_env.network import Concatenation, Convolution, Flatten, GlobalAveragePool, Linear, MaxPool, Site
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
+
+
+def chain(**parts: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(parts))
+
+
+def quantized(module: nn.Module, images=IMAGES, layers=None):
+    layers = {"a": "a"} if layers is None else layers
+    return quantize.quantize(module, images, model="m", classes=("0", "1"), layers=layers, attention=())
+
+
+def refusal(module: nn.Module, layers=None) -> str:
+    with pytest.raises(InputError) as caught:
+        quantized(module, layers=layers)
+    return str(caught.value)
+
+
+# -- weights
+
+
+def test_weight_pairs_by_hand():
+    weight = np.array([[3, 4, -5], [-3, -4, 5], [3, -4, -6], [1, 0, 0]])[:, :, None, None]
+    # (3 + 4, 0), (3 + 4, 5), pairs of two signs do not add up, an odd last channel stands alone
+    assert quantize.weight_pairs(weight).tolist() == [7, 7, 6, 1]
+
+
+def test_weight_pairs_take_the_worst_position_and_do_not_wrap():
+    weight = np.array([[[1, 127], [2, 127]]], np.int8)
+    assert quantize.weight_pairs(weight).tolist() == [254]
+    assert quantize.weight_pairs(np.array([[-128, -128]], np.int8)).tolist() == [256]
+
+
+def test_quantize_weight_by_hand():
+    weight = np.array([[1.0, -0.5, 0.25], [0.0, 0.0, 0.0], [2.0, 2.0, 0.0]])
+    codes, scale = quantize.quantize_weight(weight)
+    assert codes.dtype == np.int8
+    assert scale.dtype == np.float32
+    # 127 to the largest weight; 63.5 rounds to the even 64, and a pair of them is 128
+    assert codes.tolist() == [[127, -64, 32], [0, 0, 0], [64, 64, 0]]
+    np.testing.assert_allclose(scale, [1 / 127, 1e-12, 4 / 127], rtol=1e-6)
+
+
+# -- activations
+
+
+def test_activation_scale_of_even_codes_is_their_own():
+    assert quantize.activation_scale(np.repeat(np.arange(256), 20) * 0.5) == pytest.approx(0.5, rel=0.01)
+
+
+def test_activation_scale_trades_an_outlier_against_resolution():
+    sample = np.concatenate([np.random.default_rng(0).random(100_000), [4.0]])
+    # A clip at c costs 100,000 (c / 255)^2 / 12 of rounding and (4 - c)^2 of clipping.
+    best = 4 / (1 + 100_000 / 12 / 255**2)
+    assert quantize.activation_scale(sample) == pytest.approx(best / 255, rel=0.02)
+
+
+def test_activation_scale_of_nothing_but_zeros():
+    assert quantize.activation_scale(np.zeros(10)) == 1.0
+
+
+# -- folding
+
+
+def test_batch_norm_folding_by_hand():
+    conv, norm = nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1, eps=0.0)
+    with torch.no_grad():
+        conv.weight.fill_(2.0)
+        conv.bias.fill_(1.0)
+        norm.weight.fill_(3.0)
+        norm.bias.fill_(7.0)
+        norm.running_mean.fill_(5.0)
+        norm.running_var.fill_(4.0)
+    module = chain(c=conv, n=norm, r=nn.ReLU(), a=nn.Identity(), last=nn.Conv2d(1, 2, 1))
+    node = quantized(module, IMAGES[:, :1]).by_name["c"]
+    # 3 ((2 x + 1) - 5) / 2 + 7 = 3 x + 1
+    assert node.weight.reshape(-1).tolist() == [127]
+    assert node.weight_scale[0] * 127 == pytest.approx(3.0, rel=1e-6)
+    unit = data.PIXEL_SCALE * node.weight_scale[0]
+    assert node.bias[0] == round(1 / unit)
+    assert node.relu
+
+
+def test_nodes_of_a_small_network(small):
+    kinds = [(node.name, type(node), node.inputs) for node in small.network.nodes]
+    assert kinds == [
+        ("one.0", Convolution, ("input",)), ("one", Site, ("one.0",)),
+        ("two.0", Convolution, ("one",)), ("two", Site, ("two.0",)),
+        ("pool", MaxPool, ("two",)), ("flatten", Flatten, ("pool",)),
+        ("three.1", Linear, ("flatten",)), ("three", Site, ("three.1",)),
+        ("last", Linear, ("three",)),
+    ]  # fmt: skip
+    nodes = small.network.by_name
+    assert (nodes["one.0"].stride, nodes["one.0"].padding) == (2, 1)
+    assert (nodes["pool"].kernel, nodes["pool"].stride, nodes["pool"].ceil) == (3, 2, True)
+    assert nodes["last"].scale is None
+    assert not nodes["last"].relu
+    assert small.network.input_shape == (3, 10, 10)
+    assert (small.network.input_scale, small.network.input_zero_point) == (1 / 64, 128)
+
+
+def test_quantised_outputs_stay_close_to_float(small):
+    with torch.inference_mode():
+        exact = small.module(data.normalise(small.images))
+    approximate = engine.Engine(small.network).forward(small.images)
+    assert (approximate - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+class Functional(nn.Module):
+    """Functions and methods in place of modules, and a 1x1 and a 3x3 branch that are concatenated."""
+
+    def __init__(self, axis: int = 1):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 3, padding=1)
+        self.a, self.drop, self.pool = nn.Identity(), nn.Dropout(), nn.AdaptiveAvgPool2d((1, 1))
+        self.last, self.axis = nn.Conv2d(10, 2, 1), axis
+
+    def forward(self, x):
+        both = torch.cat([F.relu(self.left(x)), self.right(x).relu()], dim=self.axis)
+        return torch.flatten(self.pool(torch.relu(self.last(self.drop(self.a(both))))), 1)
+
+
+def test_concatenated_branches_share_one_scale():
+    network = quantized(Functional())
+    assert network.by_name["left"].scale == network.by_name["right"].scale == network.scales["a"]
+    assert [type(node) for node in network.nodes] == [
+        Convolution, Convolution, Concatenation, Site, Convolution, GlobalAveragePool, Flatten
+    ]  # fmt: skip
+    assert network.by_name["last"].relu
+
+
+def test_functions_and_methods_run_as_modules_do():
+    module = Functional().eval()
+    with torch.inference_mode():
+        exact = module(data.normalise(IMAGES))
+    approximate = engine.Engine(quantized(module)).forward(IMAGES)
+    assert (approximate - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+# -- refusals
+
+
+def head(**parts: nn.Module) -> nn.Sequential:
+    """Those parts between a 1x1 convolution to four channels with its layer and the classifier."""
+    classifier = {"p": nn.AdaptiveAvgPool2d(1), "f": nn.Flatten(), "last": nn.Linear(4, 2)}
+    return chain(c=nn.Conv2d(3, 4, 1), r=nn.ReLU(), a=nn.Identity(), **parts, **classifier)
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (nn.Sigmoid(), "Sigmoid"),
+        (nn.AvgPool2d(2), "AvgPool2d"),
+        (nn.ConvTranspose2d(4, 4, 1), "ConvTranspose2d"),
+        (nn.AdaptiveAvgPool2d(2), "AdaptiveAvgPool2d"),
+        (nn.GroupNorm(2, 4), "GroupNorm"),
+    ],
+)
+def test_unsupported_modules_are_named(part, name):
+    assert refusal(head(odd=part)) == f"'odd' ({name}) has no INT8 counterpart"
+
+
+@pytest.mark.parametrize(
+    "options", [{"groups": 2}, {"dilation": 2}, {"stride": (1, 2)}, {"padding": (1, 0)}, {"padding": "same"},
+                {"padding": 1, "padding_mode": "reflect"}]
+)  # fmt: skip
+def test_unsupported_convolutions(options):
+    assert refusal(head(odd=nn.Conv2d(4, 4, 3, **options))) == (
+        "'odd': convolutions must have one group, no dilation, equal strides and zero padding"
+    )
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": (2, 1)}, {"kernel_size": 3, "padding": 1},
+                                     {"kernel_size": 2, "dilation": 2}])  # fmt: skip
+def test_unsupported_pools(options):
+    assert refusal(head(odd=nn.MaxPool2d(**options))) == (
+        "'odd': max pools must have square windows, no padding and no dilation"
+    )
+
+
+def test_batch_norm_and_relu_must_follow_their_layer():
+    message = "'odd': {} must follow its convolution or linear layer directly"
+    assert refusal(head(odd=nn.BatchNorm2d(4))) == message.format("batch norm")
+    assert refusal(head(odd=nn.ReLU())) == message.format("ReLU")
+
+
+def test_output_without_relu_has_no_sign():
+    module = chain(c=nn.Conv2d(3, 4, 1), a=nn.Identity(), last=nn.Conv2d(4, 2, 1))
+    assert refusal(module) == "'c' must be followed by a ReLU: its codes have no sign"
+
+
+def test_additions_and_other_functions():
+    class Residual(nn.Module):
+        def __init__(self, join):
+            super().__init__()
+            self.c, self.a, self.join = nn.Conv2d(3, 4, 1), nn.Identity(), join
+
+        def forward(self, x):
+            y = self.a(torch.relu(self.c(x)))
+            return self.join(y, y)
+
+    assert refusal(Residual(lambda x, y: x + y)) == "'add': additions are not supported in INT8 yet"
+    assert refusal(Residual(torch.add)) == "'add': additions are not supported in INT8 yet"
+    assert refusal(Residual(lambda x, y: x.sigmoid())) == "'sigmoid' (call_method sigmoid) has no INT8 counterpart"
+
+
+def test_concatenation_over_another_axis():
+    assert refusal(Functional(axis=2)) == "'cat' concatenates over axis 2: only channels (1) can be"
+
+
+def test_concatenation_of_what_is_no_convolution():
+    class Skip(Functional):
+        def forward(self, x):
+            return self.last(self.a(torch.cat([x, self.right(x).relu()], 1)))
+
+    assert refusal(Skip()) == "'cat' must concatenate outputs of convolutions, got 'input'"
+
+
+def test_record_point_that_never_runs():
+    assert refusal(head(), layers={"a": "a", "b": "nowhere"}) == (
+        "record points must be nn.Identity modules that the forward pass runs: ['b']"
+    )
+
+
+def test_record_point_that_runs_twice():
+    point = nn.Identity()
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.a = nn.Conv2d(3, 4, 1), point
+
+        def forward(self, x):
+            return self.a(self.a(torch.relu(self.c(x))))
+
+    assert refusal(Twice()) == "record point 'a' runs twice in one forward pass: each must have one place"
+
+
+# -- what a foreign module may do
+
+
+def logits_of(module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+    """Float and INT8 logits of a foreign module on the images."""
+    network = quantized(module)
+    with torch.inference_mode():
+        return module(data.normalise(IMAGES)).numpy(), engine.Engine(network).forward(IMAGES).numpy()
+
+
+def test_linear_weights_in_any_memory_order():
+    module = chain(c=nn.Conv2d(3, 2, 8), r=nn.ReLU(), a=nn.Identity(), f=nn.Flatten(), d=nn.Linear(2, 128)).eval()
+    module.d.weight = nn.Parameter(torch.randn(2, 128, generator=torch.Generator().manual_seed(0)).t())
+    exact, coded = logits_of(module)
+    assert np.abs(exact - coded).max() < 0.03 * np.abs(exact).max()
+
+
+def test_pool_before_the_first_convolution_keeps_the_zero_point():
+    torch.manual_seed(0)
+    module = chain(p=nn.MaxPool2d(2), c=nn.Conv2d(3, 4, 3, padding=1), r=nn.ReLU(), a=nn.Identity(),
+                   d=nn.Conv2d(4, 2, 1), g=nn.AdaptiveAvgPool2d(1), f=nn.Flatten()).eval()  # fmt: skip
+    exact, coded = logits_of(module)
+    assert np.abs(exact - coded).max() < 0.03 * np.abs(exact).max()
+
+
+def test_pool_with_a_pair_of_equal_strides():
+    module = head(odd=nn.MaxPool2d((2, 2), stride=(2, 2)))
+    assert next(node for node in quantized(module).nodes if isinstance(node, MaxPool)).stride == 2
+
+
+def test_batch_norm_behind_relu_is_refused():
+    module = chain(c=nn.Conv2d(3, 4, 1), r=nn.ReLU(), n=nn.BatchNorm2d(4), a=nn.Identity())
+    assert refusal(module) == "'n': batch norm must follow its convolution or linear layer directly"
+
+
+@pytest.mark.parametrize("options", [{"affine": False}, {"track_running_stats": False}])
+def test_batch_norm_without_its_numbers_is_refused(options):
+    module = chain(c=nn.Conv2d(3, 4, 1), n=nn.BatchNorm2d(4, **options), r=nn.ReLU(), a=nn.Identity())
+    assert refusal(module) == "'n': batch norm must be affine and track running statistics"
+
+
+def test_relu_on_one_of_two_readers_is_refused():
+    class Branched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.same, self.a = nn.Conv2d(3, 4, 1), nn.Identity(), nn.Identity()
+
+        def forward(self, x):
+            y = self.c(x)
+            return torch.cat([self.a(torch.relu(self.same(y))), y], 1)
+
+    assert refusal(Branched()) == f"'{torch.relu}': ReLU must follow its convolution or linear layer directly"
+
+
+def test_flatten_first():
+    module = chain(f=nn.Flatten(), d=nn.Linear(192, 4), r=nn.ReLU(), a=nn.Identity(), e=nn.Linear(4, 2))
+    assert [type(node) for node in quantized(module).nodes] == [Flatten, Linear, Site, Linear]
+
+
+def test_pool_behind_the_last_weighted_layer_is_refused():
+    module = chain(c=nn.Conv2d(3, 4, 1), r=nn.ReLU(), a=nn.Identity(), last=nn.Conv2d(4, 2, 1), p=nn.MaxPool2d(2))
+    assert refusal(module) == "'p' follows the last weighted layer, whose output is float: move it before"
+
+
+def test_control_flow_is_refused():
+    class Choosing(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    text = refusal(Choosing())
+    assert text.startswith("m cannot be traced by torch.fx (")
+    assert text.endswith("): its forward must have no control flow")

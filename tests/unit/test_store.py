@@ -1,0 +1,141 @@
+"""A run's folder: parts, columns, and that people's tools read them."""
+
+import datetime
+import json
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from search import store
+
+LAYERS = ("conv1", "fire2")
+CODES = ((7, 14, 21, 28), (1, 2, 3, 4))
+TMAX = (35, 255)
+OUTCOME = {
+    "accuracy": 0.75,
+    "soft_accuracy": 0.5,
+    "drop_points": 1.5,
+    "kd": 0.125,
+    "at": 0.25,
+    "return": 0.375,
+    "shares": [0.1, 0.2, 0.3, 0.4],
+    "layer_shares": [[0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]],
+}
+TIME = datetime.datetime(2026, 11, 22, 4, 30, tzinfo=datetime.UTC)
+
+
+def make_row(episode: int) -> dict:
+    return {
+        "schema_version": store.SCHEMA_VERSION,
+        "run": "r",
+        "trial": "random-seed3",
+        "algorithm": "random",
+        "seed": 3,
+        "episode_id": f"id{episode}",
+        "episode": episode,
+        "model": "squeezenet",
+        "dataset": "digits",
+        "search_images": 32,
+        "time": TIME,
+        **store.configuration_columns(LAYERS, CODES, TMAX),
+        **store.score_columns(LAYERS, OUTCOME),
+    }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of five rows in two parts."""
+    (tmp_path / store.EPISODES).mkdir()
+    store.write_part(tmp_path, [make_row(k) for k in range(3)], LAYERS)
+    store.write_part(tmp_path, [make_row(k) for k in range(3, 5)], LAYERS)
+    return tmp_path
+
+
+def test_rows_come_back_as_they_were_written(folder):
+    rows = sorted(store.read_rows(folder), key=lambda row: row["episode"])
+    assert rows == [make_row(k) for k in range(5)]
+
+
+def test_every_column_is_written_and_no_other():
+    assert set(store.schema(LAYERS).names) == set(make_row(0))
+
+
+def test_the_schema_has_all_that_a_row_must_tell():
+    names = set(store.schema(LAYERS).names)
+    assert names >= {"run", "trial", "algorithm", "seed", "episode_id", "episode", "model", "dataset", "time"}
+    assert names >= {"accuracy", "soft_accuracy", "drop_points", "kd", "at", "return", "schema_version"}
+    kinds = ("zero", "v1", "v2", "exact")
+    assert names >= {f"{start}mac_{kind}" for start in ("", "conv1_", "fire2_") for kind in kinds}
+    assert names >= {f"{layer}_{code}" for layer in LAYERS for code in ("t1", "v1", "t2", "v2", "tmax")}
+
+
+def test_validated_rows_have_two_columns_more():
+    more = set(store.validated_schema(LAYERS).names) - set(store.schema(LAYERS).names)
+    assert more == {"validation_accuracy", "validation_drop_points"}
+
+
+def test_columns_of_a_configuration_by_hand():
+    columns = store.configuration_columns(("a", "b"), [(1, 2, 3, 4), (5, 6, 7, 8)], (15, 16))
+    assert columns == {"a_t1": 1, "a_v1": 2, "a_t2": 3, "a_v2": 4, "a_tmax": 15,
+                       "b_t1": 5, "b_v1": 6, "b_t2": 7, "b_v2": 8, "b_tmax": 16}  # fmt: skip
+
+
+def test_codes_of_a_row_are_its_configuration():
+    assert store.codes_of(make_row(0), LAYERS) == CODES
+
+
+@pytest.mark.parametrize("codes", [CODES[:1], [(1, 2, 3)] * 2, [(1, 2, 3, 4, 5)] * 2])
+def test_codes_that_do_not_fit_the_layers_are_refused(codes):
+    with pytest.raises(ValueError):
+        store.configuration_columns(LAYERS, codes, TMAX)
+
+
+def test_parts_have_names_of_their_own_and_leave_no_temporary_file(folder):
+    names = sorted(path.name for path in (folder / store.EPISODES).iterdir())
+    assert len(names) == len(set(names)) == 2
+    assert all(name.startswith("part-") and name.endswith(".parquet") for name in names)
+
+
+def test_a_part_that_fails_leaves_the_others_as_they_are(folder):
+    with pytest.raises(pa.ArrowException):
+        store.write_part(folder, [make_row(5) | {"seed": "three"}], LAYERS)
+    assert len(list(store.read_rows(folder))) == 5
+    assert len(list((folder / store.EPISODES).glob("part-*"))) == 2
+
+
+def test_an_unfinished_part_is_not_read(folder):
+    """As a kill in the middle of writing leaves it."""
+    (folder / store.EPISODES / ".part-0.parquet.tmp").write_bytes(b"PAR1")
+    assert len(list(store.read_rows(folder))) == 5
+    assert len(pd.read_parquet(folder / "episodes")) == 5
+
+
+def test_pandas_reads_a_run(folder):
+    frame = pd.read_parquet(folder / "episodes")
+    assert len(frame) == 5 and frame["episode_id"].is_unique
+    assert frame["time"].iloc[0] == pd.Timestamp(TIME)
+    assert frame["return"].max() == 0.375
+    assert store.read(folder).equals(frame)
+
+
+def test_duckdb_reads_a_run(folder):
+    found = duckdb.sql(f"""select count(*), max("return"), any_value(fire2_tmax) from '{folder}/episodes/*.parquet'""")
+    assert found.fetchall() == [(5, 0.375, 255)]
+
+
+def test_a_table_replaces_the_one_before(tmp_path):
+    columns = store.schema(LAYERS)
+    for rows in ([make_row(0)], [make_row(0), make_row(1)]):
+        store.write_table(tmp_path / store.TOP, rows, columns)
+    table = pq.read_table(tmp_path / store.TOP)
+    assert table.num_rows == 2 and table.schema.equals(columns)
+    assert [path.name for path in tmp_path.iterdir()] == [store.TOP]
+
+
+def test_json_is_written_whole(tmp_path):
+    store.write_json(tmp_path / "best.json", {"a": [1, 2.5], "b": None})
+    assert json.loads((tmp_path / "best.json").read_text()) == {"a": [1, 2.5], "b": None}
+    assert [path.name for path in tmp_path.iterdir()] == ["best.json"]

@@ -1,0 +1,239 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from approx_env import data, models, network, quantize, teacher, training
+from approx_env.engine import Engine
+from approx_env.errors import InputError
+
+RECIPE = training.Recipe(epochs=1)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, few):
+    """An untrained SqueezeNet of two classes, its network, and the files that hold both."""
+    torch.manual_seed(0)
+    module = models.build("squeezenet", 2).eval()
+    stem = tmp_path_factory.mktemp("made") / "squeezenet-few"
+    training.write_teachers(stem, "squeezenet", module, few, RECIPE)
+    calibration, _ = few.load("calibration")
+    quantised = quantize.quantize(
+        module, calibration, model="squeezenet", classes=few.classes, layers=module.layers, attention=module.attention
+    )
+    return module, quantised, stem
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of those files, to be spoilt."""
+    return shutil.copytree(made[2].parent, tmp_path / "copy")
+
+
+def refusal(path) -> str:
+    with pytest.raises(InputError) as caught:
+        teacher.read(path)
+    assert len(caught.value.problems) == 1
+    return str(caught.value)
+
+
+def test_files(made):
+    assert sorted(path.name for path in made[2].parent.iterdir()) == [
+        "squeezenet-few.float.json",
+        "squeezenet-few.float.safetensors",
+        "squeezenet-few.int8.json",
+        "squeezenet-few.int8.safetensors",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_int8_teacher_returns_as_it_was(made, few, suffix):
+    _, quantised, stem = made
+    read = teacher.read(f"{stem}.int8{suffix}")
+    assert read.network.layers == quantised.layers
+    assert read.network.attention == quantised.attention
+    assert read.network.classes == ("even", "odd")
+    for one, other in zip(quantised.nodes, read.network.nodes, strict=True):
+        assert type(one) is type(other)
+        for name, value in vars(one).items():
+            assert np.array_equal(value, getattr(other, name)), (one.name, name)
+            assert type(value) is type(getattr(other, name)), (one.name, name)
+    images, _ = few.load("search")
+    assert torch.equal(Engine(quantised).forward(images), Engine(read.network).forward(images))
+
+
+def test_float_teacher_returns_as_it_was(made, few):
+    module, _, stem = made
+    read = teacher.read_float(f"{stem}.float.json")
+    assert not read.training
+    x = data.normalise(few.load("search")[0])
+    with torch.inference_mode():
+        assert torch.equal(read(x), module(x))
+
+
+def test_what_is_known_of_the_making(made, few):
+    module, quantised, stem = made
+    about = teacher.read(f"{stem}.int8.json").about
+    assert about["dataset"] == "few"
+    assert about["recipe"] == vars(RECIPE)
+    assert about["file"] == f"{stem}.int8.json"
+    runner = Engine(quantised)
+    for split in ("validation", "test"):
+        images, labels = few.load(split)
+        assert about["int8_accuracy"][split] == (runner.forward(images).argmax(1).numpy() == labels).mean()
+        with torch.inference_mode():
+            predicted = module(data.normalise(images)).argmax(1).numpy()
+        assert about["float_accuracy"][split] == (predicted == labels).mean()
+
+
+def test_accuracies_are_printed(small, few, capsys, tmp_path):
+    torch.manual_seed(0)
+    training.write_teachers(tmp_path / "t", "squeezenet", models.build("squeezenet", 2).eval(), few, RECIPE)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["float", "INT8"]
+    assert lines[2] == f"wrote {tmp_path / 't.int8.json'}"
+
+
+def test_accuracy_in_batches(small):
+    runner = Engine(small.network)
+    whole = training.accuracy(runner.forward, small.images, small.labels)
+    assert whole == training.accuracy(runner.forward, small.images, small.labels, batch_size=7)
+    assert whole == (runner.forward(small.images).argmax(1).numpy() == small.labels).mean()
+
+
+def test_missing_files(folder):
+    absent = folder / "absent.int8.json"
+    assert refusal(absent).startswith(f"--teacher {absent} cannot be read (")
+    assert refusal(absent).endswith("): name a .json that training wrote")
+    assert refusal(folder).startswith(f"--teacher {folder} cannot be read (")
+    path = folder / "squeezenet-few.int8.json"
+    path.with_suffix(".safetensors").unlink()
+    assert refusal(path).startswith(f"--teacher {path} cannot be read (")
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1])
+def test_truncated_arrays(folder, kept):
+    path = folder / "squeezenet-few.int8.json"
+    arrays = path.with_suffix(".safetensors")
+    arrays.write_bytes(arrays.read_bytes()[:kept])
+    assert refusal(path) == (
+        f"{arrays} is not what squeezenet-few.int8.json describes (truncated or exchanged): copy both anew"
+    )
+
+
+def test_exchanged_arrays(folder):
+    path = folder / "squeezenet-few.int8.json"
+    arrays = path.with_suffix(".safetensors")
+    shutil.copy(folder / "squeezenet-few.float.safetensors", arrays)
+    assert refusal(path) == (
+        f"{arrays} is not what squeezenet-few.int8.json describes (truncated or exchanged): copy both anew"
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"PK\x03\x04 pickle"])
+def test_not_json(folder, content):
+    path = folder / "squeezenet-few.int8.json"
+    path.write_bytes(content)
+    assert refusal(path).startswith(f"--teacher {path} cannot be read (")
+
+
+@pytest.mark.parametrize("content", [[], {}, {"sha256": None}, "text", 5])
+def test_json_of_something_else(folder, content):
+    path = folder / "squeezenet-few.int8.json"
+    path.write_text(json.dumps(content))
+    assert refusal(path).endswith("(truncated or exchanged): copy both anew")
+
+
+def test_float_teacher_is_no_int8_teacher(folder):
+    path = folder / "squeezenet-few.float.json"
+    assert refusal(path) == f"{path} is not an INT8 teacher of format 1: name a .int8.json that training wrote"
+
+
+def test_int8_teacher_is_no_float_teacher(folder):
+    path = folder / "squeezenet-few.int8.json"
+    with pytest.raises(InputError) as caught:
+        teacher.read_float(path)
+    assert str(caught.value) == f"{path} is not a float teacher: name a .float.json that training wrote"
+
+
+def test_another_format(folder):
+    path = folder / "squeezenet-few.int8.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    assert refusal(path) == f"{path} is not an INT8 teacher of format 1: name a .int8.json that training wrote"
+
+
+def spoil_op(description):
+    description["nodes"][0]["op"] = "Exec"
+
+
+def spoil_inputs(description):
+    description["nodes"][3]["inputs"] = ["nowhere"]
+
+
+def spoil_name(description):
+    description["nodes"][0]["name"] = "renamed"
+
+
+def spoil_field(description):
+    description["surplus"] = 1
+
+
+@pytest.mark.parametrize("spoil", [spoil_op, spoil_inputs, spoil_name, spoil_field])
+def test_description_of_no_network(folder, spoil):
+    path = folder / "squeezenet-few.int8.json"
+    about = json.loads(path.read_text())
+    spoil(about["network"])
+    path.write_text(json.dumps(about))
+    message = refusal(path)
+    assert message.startswith(f"{path} does not describe a network (")
+    assert message.endswith("): write it anew by training")
+
+
+def test_every_operation_can_be_stored():
+    assert set(network.OPERATIONS) == {
+        "Convolution", "Linear", "MaxPool", "GlobalAveragePool", "Concatenation", "Flatten", "Site"
+    }  # fmt: skip
+
+
+# -- shipped teachers
+
+
+def test_shipped_teachers(model):
+    path = teacher.path_of(model, "digits")
+    read = teacher.read(path)
+    assert read.network.model == model
+    assert read.network.classes == tuple("0123456789")
+    assert read.about["dataset"] == "digits"
+    floats, integers = read.about["float_accuracy"], read.about["int8_accuracy"]
+    assert integers["validation"] > 0.95
+    assert integers["test"] > 0.95
+    # Of 192 and 256 images one or two may flip.
+    assert all(abs(integers[split] - floats[split]) <= 0.011 for split in integers)
+
+
+def test_shipped_teachers_keep_what_they_claim(model, networks, digits):
+    claimed = teacher.read(teacher.path_of(model, "digits")).about["int8_accuracy"]["validation"]
+    found = training.accuracy(Engine(networks[model]).forward, *digits.load("validation"))
+    assert abs(found - claimed) <= 1 / 192 + 1e-9  # one image, where another CPU rounds a tie the other way
+
+
+def test_shipped_teachers_are_small():
+    assert sum(path.stat().st_size for path in teacher.SHIPPED.iterdir()) < 5_000_000
+
+
+def test_no_shipped_teacher():
+    with pytest.raises(InputError) as caught:
+        teacher.path_of("squeezenet", "imagefolder:pets")
+    assert str(caught.value) == (
+        "no teacher of squeezenet on imagefolder:pets is shipped: train one by `python -m approx_env.training "
+        "--model squeezenet ...` and name its .int8.json with --teacher"
+    )
+
+
+@pytest.mark.parametrize("value", [5, "x", [], {"nodes": 3}])
+def test_network_of_another_shape(folder, value):
+    path = folder / "squeezenet-few.int8.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"network": value}))
+    assert refusal(path).startswith(f"{path} does not describe a network (")
