@@ -143,9 +143,10 @@ def describe(job: Job) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this source tree; None where it is not a git checkout."""
+    """The commit of this source tree, with '-dirty' if files differ from it; None where it is no git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:
-        told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+        told = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
     except FileNotFoundError:
         return None
     return told.stdout.strip() or None

@@ -115,7 +115,7 @@ def test_run_json_says_how_to_repeat_the_run(run, algorithm):
     assert told["seeds"] == [0]
     assert told["splits"] == {"train": 581, "calibration": 512, "search": 256, "validation": 192, "test": 256}
     assert {"torch", "ray", "numpy", "gymnasium"} <= set(told["versions"])
-    assert told["commit"] is None or re.fullmatch("[0-9a-f]{40}", told["commit"])
+    assert told["commit"] is None or re.fullmatch("[0-9a-f]{40}(-dirty)?", told["commit"])
     assert told["teacher"]["dataset"] == "digits"
 
 
