@@ -38,7 +38,7 @@ def test_several_seeds_are_several_trials_of_one_run():
     assert len(pd.read_parquet(run.folder / "top.parquet")) == 2 * EPISODES
 
 
-def wait_for_rows(running: Command, seconds: float = 180) -> None:
+def wait_for_rows(running: Command, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not list(running.folder.glob("episodes/part-*.parquet")):
         assert running.process.poll() is None and time.monotonic() < end, "no rows came"
