@@ -134,8 +134,8 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    arrays_path = path.with_suffix(".safetensors")
     try:
+        arrays_path = path.with_suffix(".safetensors")
         about = json.loads(path.read_text())
         content = arrays_path.read_bytes()
     except (OSError, ValueError) as error:

@@ -58,7 +58,7 @@ class Settings:
     data_dir: str | None = _option(None, "folder of cifar10 (default data) or imagefolder", metavar="DIR")
     teacher: str | None = _option(None, ".int8.json that approx_env.training wrote (default: shipped)", metavar="FILE")
     algorithm: str = _option("ppo", "how to search", choices=ALGORITHMS)
-    episodes: int | None = _integer(None, "configurations to score in each search (default 480; quintile: 1)", 1)
+    episodes: int | None = _integer(None, "configurations to score in each search (default 320; quintile: 1)", 1)
     seeds: tuple[int, ...] = _option(
         (0,),
         "seeds, one search each",
@@ -92,7 +92,7 @@ class Settings:
     @property
     def budget(self) -> int:
         """Configurations to score in each search."""
-        return self.episodes or (1 if self.algorithm == "quintile" else 480)
+        return self.episodes or (1 if self.algorithm == "quintile" else 320)
 
     @property
     def runners(self) -> int:

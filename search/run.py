@@ -66,7 +66,7 @@ def search(job: Job) -> None:
         try:
             trials.run(settings, job.name, job.folder, problem, handle)
         finally:
-            rows = _count_rows(handle)
+            rows = _count_rows(handle, job)
             print(f"{rows} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
         validation.finish(job, ray.get(handle.top.remote()))
     finally:
@@ -93,11 +93,15 @@ def _start_ray(settings: Settings, temporary: str | None) -> None:
                  _temp_dir=temporary, **quiet)  # fmt: skip
 
 
-def _count_rows(handle) -> int:
+def _count_rows(handle, job: Job) -> int:
+    """Writes what the sink still holds and counts the rows; those on disk, if the sink does not answer."""
     import ray
 
-    ray.get(handle.flush.remote(), timeout=5)
-    return ray.get(handle.progress.remote(), timeout=5).rows
+    try:
+        ray.get(handle.flush.remote(), timeout=5)
+        return ray.get(handle.progress.remote(), timeout=5).rows
+    except ray.exceptions.RayError:
+        return sum(1 for _ in store.read_rows(job.folder))
 
 
 def _run(argv: list[str] | None) -> None:
