@@ -8,24 +8,27 @@ permutation, so that the first n images of a split are a random sample of it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as transforms
 
 from approx_env.errors import InputError
 
 SPLITS = ("train", "calibration", "search", "validation", "test")
 SPLIT_SEED = 20_261_122
 DATASETS = ("digits", "cifar10", "imagefolder")
-IMAGE_SIZE = 32
+IMAGE_SIZE = 32  # of CIFAR-10; images for larger networks are resized
 # The networks read raw pixels: x = (pixel - 128) / 64. Every pixel is an exact INT8 code, and padding is code 128.
 PIXEL_SCALE = 1 / 64
 PIXEL_ZERO_POINT = 128
+STANDARD_DEVIATION = 40  # of a standardised image, in pixel codes
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,34 @@ class Dataset:
     classes: tuple[str, ...]  # class names, in label order
     mirrored: bool  # whether a mirrored image keeps its class
     labels: dict[str, np.ndarray]  # split -> (n,) int64
-    _read: Callable[[str, np.ndarray], np.ndarray]  # (split, positions in it) -> (n, 3, 32, 32) uint8
+    _read: Callable[[str, np.ndarray, int, int], np.ndarray]  # (split, positions, shorter side, side) -> images
+    image_size: int = IMAGE_SIZE  # side of the images, pixels
 
     def size(self, split: str) -> int:
         """Number of images in `split`."""
         return len(self.labels[split])
 
-    def load(self, split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def sized(self, image_size: int) -> Dataset:
+        """The same images for a network that reads `image_size` pixels a side.
+
+        Raises:
+            InputError: the dataset cannot be had in that size.
+        """
+        if self.name == "cifar10" and image_size != IMAGE_SIZE:
+            raise InputError(
+                f"cifar10 has images of {IMAGE_SIZE}x{IMAGE_SIZE} pixels, and this network reads "
+                f"{image_size}x{image_size}: use --dataset imagefolder with larger images, or a network for small ones"
+            )
+        return replace(self, image_size=image_size)
+
+    def load(self, split: str, count: int | None = None, *, whole: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Reads the first `count` images of `split` (all, if None).
 
+        Images of another size than 32 are resized so that the shorter side is 8/7 of `image_size`, and cropped in the
+        middle; `whole` keeps the square of that shorter side, to crop from at random.
+
         Returns:
-            Images `(n, 3, 32, 32) uint8` and labels `(n,) int64`.
+            Images `(n, 3, image_size, image_size) uint8` and labels `(n,) int64`.
 
         Raises:
             InputError: more images asked for than there are, or an image file that is broken or of another size.
@@ -58,7 +78,9 @@ class Dataset:
                 f"the {split} split of {self.name} has {available} images, and {count} were asked for: "
                 f"ask for 1 to {available}"
             )
-        return self._read(split, np.arange(count)), self.labels[split][:count]
+        shorter = self.image_size if self.image_size == IMAGE_SIZE else self.image_size * 8 // 7
+        images = self._read(split, np.arange(count), shorter, shorter if whole else self.image_size)
+        return images, self.labels[split][:count]
 
 
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
@@ -83,10 +105,32 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     raise InputError(f"unknown dataset '{name}': --dataset must be one of {', '.join(DATASETS)}")
 
 
+def contradictions(dataset: str, given: Collection[str]) -> Iterator[tuple[set[str], str]]:
+    """What cannot hold together of --dataset and --data-dir, as `options.parse` wants it."""
+    if dataset == "digits" and "data_dir" in given:
+        yield {"dataset", "data_dir"}, "--data-dir is for cifar10 and imagefolder; digits is bundled: leave it out"
+    if dataset == "imagefolder" and "data_dir" not in given:
+        yield {"dataset"}, "--dataset imagefolder needs --data-dir, a folder with train/ and test/ (or val/)"
+
+
 def normalise(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
     """`(n, 3, h, w) uint8` -> the float input of the networks, channels-last: (pixel - 128) / 64."""
     x = torch.as_tensor(pixels).float().sub_(PIXEL_ZERO_POINT).mul_(PIXEL_SCALE)
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def standardise(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """Brings each image `(n, c, h, w) uint8` to mean 128 and standard deviation 40, over all its pixels and channels.
+
+    Pixels are rounded and cut at 0 and 255, 3.2 deviations away; the deviation is taken as at least 1/sqrt(chw).
+    Source: per-image standardisation as in `tf.image.per_image_standardization`, kept in eight bits.
+    """
+    pixels = torch.as_tensor(pixels)
+    values = pixels.double().flatten(1)
+    deviation, mean = torch.std_mean(values, 1, correction=0, keepdim=True)
+    scaled = (values - mean) / deviation.clamp_min(values.shape[1] ** -0.5)
+    codes = (PIXEL_ZERO_POINT + STANDARD_DEVIATION * scaled).round_().clamp_(0, 255)
+    return codes.to(torch.uint8).reshape(pixels.shape)
 
 
 def _split(total: int, sizes: dict[str, int]) -> dict[str, np.ndarray]:
@@ -105,32 +149,21 @@ def _held_out_sizes(total: int) -> dict[str, int]:
     }
 
 
-def _in_memory(
-    name: str,
-    classes: Sequence[str],
-    mirrored: bool,
-    parts: dict[str, tuple[np.ndarray, np.ndarray]],
-) -> Dataset:
-    return Dataset(
-        name=name,
-        classes=tuple(classes),
-        mirrored=mirrored,
-        labels={split: labels.astype(np.int64) for split, (_, labels) in parts.items()},
-        _read=lambda split, positions: parts[split][0][positions],
-    )
-
-
 def _digits() -> Dataset:
     """1,797 real 8x8 digits, enlarged to 3x32x32: test 256, search 256, validation 192, calibration 512, train 581."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
-    large = torch.nn.functional.interpolate(small, size=IMAGE_SIZE, mode="bilinear", align_corners=False)
-    pixels = large.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).contiguous().numpy()
-    chosen = _split(len(pixels), {"test": 256, "search": 256, "validation": 192, "calibration": 512})
-    parts = {split: (pixels[index], bunch.target[index]) for split, index in chosen.items()}
-    return _in_memory("digits", [str(digit) for digit in bunch.target_names], False, parts)
+    chosen = _split(len(small), {"test": 256, "search": 256, "validation": 192, "calibration": 512})
+
+    def read(split: str, positions: np.ndarray, shorter: int, side: int) -> np.ndarray:
+        large = F.interpolate(small[chosen[split][positions]], size=shorter, mode="bilinear", align_corners=False)
+        large = transforms.center_crop(large.round_().clamp_(0, 255).to(torch.uint8), [side])
+        return large.expand(-1, 3, -1, -1).contiguous().numpy()
+
+    labels = {split: bunch.target[index].astype(np.int64) for split, index in chosen.items()}
+    return Dataset("digits", tuple(str(digit) for digit in bunch.target_names), False, labels, read)
 
 
 def _cifar10(root: Path) -> Dataset:
@@ -143,12 +176,18 @@ def _cifar10(root: Path) -> Dataset:
             f"CIFAR-10 could not be downloaded into {root} ({type(error).__name__}: {error}): put the archive "
             "cifar-10-python.tar.gz there and name the folder with --data-dir, or use --dataset imagefolder"
         ) from error
-    pixels = np.ascontiguousarray(train.data.transpose(0, 3, 1, 2))
-    labels = np.asarray(train.targets)
-    chosen = _split(len(pixels), _held_out_sizes(len(pixels)))
-    parts = {split: (pixels[index], labels[index]) for split, index in chosen.items()}
-    parts["test"] = (np.ascontiguousarray(test.data.transpose(0, 3, 1, 2)), np.asarray(test.targets))
-    return _in_memory("cifar10", train.classes, True, parts)
+    parts = {
+        split: (train, index)
+        for split, index in _split(len(train.targets), _held_out_sizes(len(train.targets))).items()
+    }
+    parts["test"] = (test, np.arange(len(test.targets)))
+
+    def read(split: str, positions: np.ndarray, shorter: int, side: int) -> np.ndarray:
+        source, index = parts[split]
+        return np.ascontiguousarray(source.data[index[positions]].transpose(0, 3, 1, 2))
+
+    labels = {split: np.asarray(source.targets, np.int64)[index] for split, (source, index) in parts.items()}
+    return Dataset("cifar10", tuple(train.classes), True, labels, read)
 
 
 def _imagefolder(root: Path) -> Dataset:
@@ -183,21 +222,30 @@ def _imagefolder(root: Path) -> Dataset:
         classes=tuple(train.classes),
         mirrored=True,
         labels=split_labels,
-        _read=lambda split, positions: _decode(paths[split][positions]),
+        _read=lambda split, positions, shorter, side: _decode(paths[split][positions], shorter, side),
     )
 
 
-def _decode(paths: Sequence[str]) -> np.ndarray:
-    """Reads image files into `(n, 3, 32, 32) uint8`."""
-    pixels = np.empty((len(paths), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+def _decode(paths: Sequence[str], shorter: int, side: int) -> np.ndarray:
+    """Reads image files into `(n, 3, side, side) uint8`, from the middle of images whose shorter side is `shorter`."""
+    pixels = np.empty((len(paths), 3, side, side), np.uint8)
     for target, path in zip(pixels, paths, strict=True):
         with _opened(path) as image:
-            if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-                width, height = image.size
+            width, height = image.size
+            if shorter == IMAGE_SIZE and image.size != (IMAGE_SIZE, IMAGE_SIZE):
                 raise InputError(
                     f"{path} has {width}x{height} pixels: it must have {IMAGE_SIZE}x{IMAGE_SIZE}, resize it"
                 )
-            target[:] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            read = shorter * 7 // 8
+            if shorter != IMAGE_SIZE and min(width, height) * 2 < read:
+                raise InputError(
+                    f"{path} has {width}x{height} pixels: a network that reads {read}x{read} needs half of that at "
+                    "least, use larger images or a network for small ones"
+                )
+            image = image.convert("RGB")
+            if shorter != IMAGE_SIZE:
+                image = transforms.center_crop(transforms.resize(image, [shorter], antialias=True), [side])
+            target[:] = np.asarray(image).transpose(2, 0, 1)
     return pixels
 
 

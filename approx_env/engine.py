@@ -14,10 +14,11 @@ from functools import cache
 import numpy as np
 import torch
 
-from approx_env import kernels, quantize, tap
+from approx_env import data, kernels, quantize, tap
 from approx_env.errors import InputError
 from approx_env.network import (
     INPUT,
+    Addition,
     Concatenation,
     Convolution,
     Flatten,
@@ -65,8 +66,8 @@ class Engine:
 
     def start(self, images: torch.Tensor | np.ndarray) -> State:
         """Takes `images (n, c, h, w) uint8` to the codes of the first approximated layer."""
-        x = torch.as_tensor(images).contiguous(memory_format=torch.channels_last)
-        return self._run(0, {INPUT: x})
+        x = data.standardise(images) if self.network.standardised else torch.as_tensor(images)
+        return self._run(0, {INPUT: x.contiguous(memory_format=torch.channels_last)})
 
     def codes(self, state: State) -> torch.Tensor:
         """The codes of the layer that comes next, before TAP: `(n, c, h, w)` or `(n, features) uint8`."""
@@ -112,6 +113,8 @@ class Engine:
                 return _max_pool(inputs[0], node, self.network.shapes[node.name])
             case Concatenation():
                 return torch.cat(inputs, 1)
+            case Addition():
+                return _add(*inputs)
             case Flatten():
                 return inputs[0].contiguous().flatten(1)
             case GlobalAveragePool():
@@ -196,11 +199,27 @@ def rows(codes: torch.Tensor) -> np.ndarray:
     return codes.permute(0, 2, 3, 1).contiguous().flatten(1, 2).numpy()
 
 
+def _in_order(x: torch.Tensor) -> torch.Tensor:
+    """`x` with its channels innermost, so that `rows` views it without a copy."""
+    return x.contiguous() if x.dim() == 2 else x.contiguous(memory_format=torch.channels_last)
+
+
+def _flat(x: torch.Tensor) -> np.ndarray:
+    return rows(x).reshape(-1)
+
+
 def _tap(x: torch.Tensor, codes: Sequence[int], tmax: int) -> torch.Tensor:
     tap.check(codes, tmax)
-    x = x.contiguous() if x.dim() == 2 else x.contiguous(memory_format=torch.channels_last)
+    x = _in_order(x)
     y = torch.empty_like(x)
-    kernels.tap(rows(x).reshape(-1), rows(y).reshape(-1), *(np.uint8(code) for code in (*codes, tmax)))
+    kernels.tap(_flat(x), _flat(y), *(np.uint8(code) for code in (*codes, tmax)))
+    return y
+
+
+def _add(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    a, b = _in_order(a), _in_order(b)
+    y = torch.empty_like(a)
+    kernels.add(_flat(a), _flat(b), _flat(y))
     return y
 
 

@@ -28,6 +28,14 @@ def tap(x, y, t1, v1, t2, v2, tmax):
 
 
 @_compiled
+def add(a, b, y):
+    """Writes `a + b`, at most 255, into `y`; all `(n,) uint8`."""
+    for i in range(a.size):
+        total = np.uint8(a[i] + b[i])
+        y[i] = total if total >= a[i] else np.uint8(255)
+
+
+@_compiled
 def max_pool(x, y, kernel, stride):
     """Writes the maximum of each window of `x (n, h, w, c) uint8` into `y (n, i, j, c) uint8`.
 

@@ -72,6 +72,11 @@ class Concatenation(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Addition(Node):
+    """Sum of two tensors that share one scale, and whose zero point is 0: min(a + b, 255) in codes."""
+
+
+@dataclass(frozen=True, eq=False)
 class Flatten(Node):
     """`(n, c, h, w)` -> `(n, c * h * w)` in that order."""
 
@@ -82,7 +87,8 @@ class Site(Node):
 
 
 OPERATIONS: dict[str, type[Node]] = {
-    kind.__name__: kind for kind in (Convolution, Linear, MaxPool, GlobalAveragePool, Concatenation, Flatten, Site)
+    kind.__name__: kind
+    for kind in (Convolution, Linear, MaxPool, GlobalAveragePool, Concatenation, Addition, Flatten, Site)
 }
 
 
@@ -101,6 +107,7 @@ class Network:
     input_zero_point: int  # 0..255
     nodes: tuple[Node, ...]  # in an order in which they can run; the last gives the logits
     attention: tuple[str, ...]  # layers whose attention maps are compared
+    standardised: bool = False  # whether images are brought to one mean and contrast first (`data.standardise`)
 
     def __post_init__(self):
         known = {INPUT}

@@ -2,7 +2,9 @@
 
 The module is traced with torch.fx, dropout removed, batch norm folded into the convolution before it, ReLU into the
 weighted node before it. Activation scales come from calibration images: the clip that minimises the mean squared
-error of the codes. Tensors that are concatenated share one scale, so that the concatenation is exact.
+error of the codes. Tensors that are concatenated share one scale, so that the concatenation is exact. So do two
+tensors that are added, and their sum: a bypass addition is then the integer sum of two codes, cut at 255, without a
+multiplication or a rounding; the scale is fitted on operands and sum together, in which the sum is the widest.
 
 Weights are kept 'pair-safe'. x86 cores with AVX2 but without VNNI multiply uint8 by int8 in pairs and saturate the
 sum of a pair at 16 bits (oneDNN developer guide, 'Nuances of int8 computations'): 255 * 127 twice is too much. So
@@ -13,7 +15,9 @@ each output channel's scale is large enough that neighbouring input channels' we
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +28,7 @@ from approx_env import data
 from approx_env.errors import InputError
 from approx_env.network import (
     INPUT,
+    Addition,
     Concatenation,
     Convolution,
     Flatten,
@@ -73,7 +78,7 @@ def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(np.clip(codes, -HIGHEST_WEIGHT, HIGHEST_WEIGHT), np.int8), scale
 
 
-def activation_scale(sample: np.ndarray) -> float:
+def mse_scale(sample: np.ndarray) -> float:
     """Scale of uint8 codes with zero point 0 that minimises the mean squared error on `sample`, values >= 0."""
     values = sample[sample > 0].astype(np.float64)
     if not len(values):
@@ -85,7 +90,18 @@ def activation_scale(sample: np.ndarray) -> float:
     return float(scales[int(np.argmin(errors))])
 
 
-def quantize(
+def clipped_maximum_scale(sample: np.ndarray) -> float:
+    """Scale of uint8 codes with zero point 0 that leaves one nonzero value in 10,000 of `sample` above code 255."""
+    values = sample[sample > 0]
+    return float(np.quantile(values, 0.9999)) / 255 if len(values) else 1.0
+
+
+def quantize(module: nn.Module, images: np.ndarray, **about) -> Network:
+    """Turns a float module into an INT8 network: `draft(...).network()`, with the arguments and errors of `draft`."""
+    return draft(module, images, **about).network()
+
+
+def draft(
     module: nn.Module,
     images: np.ndarray,
     *,
@@ -93,15 +109,18 @@ def quantize(
     classes: tuple[str, ...],
     layers: Mapping[str, str],
     attention: tuple[str, ...],
-) -> Network:
-    """Turns a float module into an INT8 network.
+    standardised: bool = False,
+    scale_of: Callable[[np.ndarray], float] = mse_scale,
+) -> Draft:
+    """Reads a float module and fits the scales of its activations.
 
     Args:
         module: built of convolutions, batch norms, linear layers, ReLUs, max pools, global average pool, flatten,
-            dropout and channel concatenations; in float32, trained.
+            dropout, channel concatenations and additions; in float32, trained.
         images: calibration images `(n, c, h, w) uint8`.
-        model, classes, attention: as in `Network`.
+        model, classes, attention, standardised: as in `Network`.
         layers: for each approximated layer the path of its record point, an `nn.Identity` in `module`.
+        scale_of: gives the scale of codes from a sample of the activations that share it.
 
     Raises:
         InputError: the module does something that the network cannot hold.
@@ -112,44 +131,116 @@ def quantize(
         raise InputError(
             f"{model} cannot be traced by torch.fx ({error}): its forward must have no control flow"
         ) from error
-    builder = _Builder(graph, {path: layer for layer, path in layers.items()}, images)
-    nodes = builder.nodes()
-    missing = set(layers) - {node.name for node in nodes}
+    reader = _Reader(graph, {path: layer for layer, path in layers.items()})
+    missing = set(layers) - set(reader.found)
     if missing:
         raise InputError(f"record points must be nn.Identity modules that the forward pass runs: {sorted(missing)}")
-    return Network(model, classes, tuple(images.shape[1:]), data.PIXEL_SCALE, data.PIXEL_ZERO_POINT, nodes, attention)
+    pixels = data.standardise(images) if standardised else images
+    sharing = _sharing(reader.found)
+    sources = [name for name, parts in reader.found.items() if "float_weight" in parts or parts["kind"] is Addition]
+    wanted = {reader.last[name]: sharing[name] for name in sources if sharing[name] is not None}
+    samples = _sample(graph, wanted, pixels)
+    fitted = {group: scale_of(sample) for group, sample in samples.items()} | {INPUT: data.PIXEL_SCALE}
+    scales = {name: fitted.get(group) for name, group in sharing.items()}
+    header = {
+        "model": model,
+        "classes": classes,
+        "input_shape": tuple(images.shape[1:]),
+        "input_scale": data.PIXEL_SCALE,
+        "input_zero_point": data.PIXEL_ZERO_POINT,
+        "attention": attention,
+        "standardised": standardised,
+    }
+    return Draft(header, reader.found, sharing, scales)
 
 
-class _Builder:
-    """Walks the traced graph once and gathers nodes; weighted nodes stay float until all scales are known."""
+@dataclass
+class Draft:
+    """A network whose weights are still float, batch norm folded in: `network()` rounds them."""
 
-    def __init__(self, graph: fx.GraphModule, record_points: Mapping[str, str], images: np.ndarray):
-        self.graph = graph
+    header: dict[str, Any]  # the fields of `Network` but its nodes
+    parts: dict[str, dict]  # name -> 'kind' and fields of the node; float_weight, float_bias of weighted ones
+    sharing: dict[str, str | None]  # each tensor and the input -> a name of those that share its scale; None: float
+    scales: dict[str, float | None]  # of each tensor and the input; None: float
+
+    def network(self) -> Network:
+        """The INT8 network."""
+        nodes: list[Node] = []
+        for name, parts in self.parts.items():
+            fields = {key: value for key, value in parts.items() if key not in ("kind", "float_weight", "float_bias")}
+            if "float_weight" in parts:
+                weight, weight_scale = quantize_weight(parts["float_weight"])
+                input_scale = self.scales[parts["inputs"][0]]
+                bias = np.rint(parts["float_bias"] / (input_scale * weight_scale.astype(np.float64)))
+                fields |= {"weight": weight, "weight_scale": weight_scale, "scale": self.scales[name]}
+                fields["bias"] = np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32)
+            nodes.append(parts["kind"](name=name, **fields))
+        return Network(**self.header, nodes=tuple(nodes))
+
+
+def _sharing(found: Mapping[str, dict]) -> dict[str, str | None]:
+    """For each tensor of codes a name of those that share its scale; None of float tensors, behind the last weights.
+
+    Codes pass unchanged through pools, record points and flattening; concatenated tensors, and those that are added
+    with their sum, must have one scale, so that neither needs a multiplication.
+    """
+    last = [name for name, parts in found.items() if "float_weight" in parts][-1]
+    shared: dict[str, str | None] = {INPUT: INPUT}
+    for name, parts in found.items():
+        if "float_weight" in parts:
+            shared[name] = None if name == last else name
+            continue
+        joined = {shared[source] for source in parts["inputs"]}
+        if None in joined and (joined != {None} or parts["kind"] not in (GlobalAveragePool, Flatten)):
+            raise InputError(f"'{name}' follows the last weighted layer, whose output is float: move it before")
+        if INPUT in joined and parts["kind"] in (Concatenation, Addition):
+            raise InputError(f"'{name}' must join outputs of convolutions or linear layers, and reads the input itself")
+        chosen = shared[parts["inputs"][0]]
+        shared[name] = chosen
+        shared |= {other: chosen for other, group in shared.items() if group in joined}
+    for name, parts in found.items():
+        if "float_weight" in parts and name != last and not parts["relu"]:
+            raise InputError(f"'{name}' must be followed by a ReLU: its codes have no sign")
+    return shared
+
+
+@torch.inference_mode()
+def _sample(
+    graph: fx.GraphModule, wanted: Mapping[fx.Node, str], pixels: np.ndarray | torch.Tensor
+) -> dict[str, np.ndarray]:
+    """Runs the float module on calibration images: up to SAMPLES activations of each set that shares a scale."""
+    samples: dict[str, list[np.ndarray]] = {group: [] for group in wanted.values()}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, traced):
+            value = super().run_node(traced)
+            if traced in wanted:
+                batch[wanted[traced]].append(value.flatten())
+            return value
+
+    recorder = Recorder(graph)
+    for start in range(0, len(pixels), 128):
+        batch: dict[str, list[torch.Tensor]] = {group: [] for group in samples}
+        recorder.run(data.normalise(pixels[start : start + 128]))
+        for group, parts in batch.items():
+            together = torch.cat(parts)
+            # An odd step meets every channel and position.
+            step = max(1, len(together) * max(1, len(pixels) // 128) // SAMPLES) | 1
+            samples[group].append(together[::step].numpy())
+    return {group: np.concatenate(parts) for group, parts in samples.items()}
+
+
+class _Reader:
+    """Walks the traced graph once and gathers what the nodes will be made of."""
+
+    def __init__(self, graph: fx.GraphModule, record_points: Mapping[str, str]):
         self.modules = dict(graph.named_modules())
         self.record_points = record_points
-        self.images = images
         self.tensor: dict[fx.Node, str] = {}  # traced node -> name of the tensor that it gives
         self.last: dict[str, fx.Node] = {}  # name of a tensor -> the traced node whose value it finally has
-        self.found: dict[str, dict] = {}  # name -> what the node will be made of
-
-    def nodes(self) -> tuple[Node, ...]:
-        for traced in self.graph.graph.nodes:
+        self.found: dict[str, dict] = {}  # name -> 'kind' and fields of the node
+        for traced in graph.graph.nodes:
             self._visit(traced)
-        scales = self._scales()
-        made: list[Node] = []
-        for name, parts in self.found.items():
-            kind = parts["kind"]
-            fields = {key: value for key, value in parts.items() if key not in ("kind", "float_weight", "float_bias")}
-            if kind in (Convolution, Linear):
-                weight, weight_scale = quantize_weight(parts["float_weight"])
-                input_scale = scales[parts["inputs"][0]]
-                bias = np.rint(parts["float_bias"] / (input_scale * weight_scale.astype(np.float64)))
-                fields |= {"weight": weight, "weight_scale": weight_scale, "scale": scales[name]}
-                fields["bias"] = np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32)
-            made.append(kind(name=name, **fields))
-        return tuple(made)
-
-    # -- reading the graph
 
     def _visit(self, traced: fx.Node) -> None:
         if traced.op == "placeholder":
@@ -167,10 +258,16 @@ class _Builder:
             self._fold_relu(traced)
         elif traced.target is torch.flatten or traced.target == "flatten":
             self._add(traced, traced.name, Flatten)
-        elif traced.target in (operator.add, torch.add):
-            raise InputError(f"'{traced.name}': additions are not supported in INT8 yet")
+        elif traced.target in (operator.add, operator.iadd, torch.add):
+            self._visit_addition(traced)
         else:
             raise InputError(f"'{traced.name}' ({traced.op} {traced.target}) has no INT8 counterpart")
+
+    def _visit_addition(self, traced: fx.Node) -> None:
+        operands = [self.tensor.get(part) if isinstance(part, fx.Node) else None for part in traced.args]
+        if len(operands) != 2 or None in operands or traced.kwargs:
+            raise InputError(f"'{traced.name}' must add two tensors")
+        self._add(traced, traced.name, Addition, inputs=tuple(operands))
 
     def _visit_module(self, traced: fx.Node, module: nn.Module) -> None:
         path = str(traced.target)
@@ -245,54 +342,6 @@ class _Builder:
     def _fold_relu(self, traced: fx.Node) -> None:
         self._producer(traced, "ReLU")["relu"] = True
         self._bind(traced, self.tensor[traced.args[0]])
-
-    # -- scales
-
-    def _scales(self) -> dict[str, float | None]:
-        """Scale of every tensor of codes; of weighted nodes, None where the output stays float."""
-        weighted = [name for name, parts in self.found.items() if "float_weight" in parts]
-        root = {name: name for name in weighted}  # weighted node -> the tensor whose values fix its scale
-        for name, parts in self.found.items():
-            if parts["kind"] is Concatenation:
-                for source in parts["inputs"]:
-                    if source not in root:
-                        raise InputError(f"'{name}' must concatenate outputs of convolutions, got '{source}'")
-                    root[source] = name
-        fitted = self._fit({root[name] for name in weighted[:-1]})
-        scales: dict[str, float | None] = {INPUT: data.PIXEL_SCALE}
-        for name, parts in self.found.items():
-            if name in root:
-                scales[name] = fitted.get(root[name])
-                if scales[name] is not None and not parts["relu"]:
-                    raise InputError(f"'{name}' must be followed by a ReLU: its codes have no sign")
-            else:
-                scales[name] = scales[parts["inputs"][0]]
-                if scales[name] is None and parts["kind"] not in (GlobalAveragePool, Flatten):
-                    raise InputError(f"'{name}' follows the last weighted layer, whose output is float: move it before")
-        return scales
-
-    @torch.inference_mode()
-    def _fit(self, names: set[str]) -> dict[str, float]:
-        """Runs the float module on the calibration images and fits the scale of each named tensor."""
-        wanted = {self.last[name]: name for name in names}
-        samples: dict[str, list[np.ndarray]] = {name: [] for name in names}
-        steps: dict[str, int] = {}
-
-        class Recorder(fx.Interpreter):
-            def run_node(self, traced):
-                value = super().run_node(traced)
-                if traced in wanted:
-                    name, flat = wanted[traced], value.flatten()
-                    # An odd step meets every channel and position.
-                    step = steps.setdefault(name, max(1, value[0].numel() * total // SAMPLES) | 1)
-                    samples[name].append(flat[::step].numpy().copy())
-                return value
-
-        total = len(self.images)
-        recorder = Recorder(self.graph)
-        for start in range(0, total, 128):
-            recorder.run(data.normalise(self.images[start : start + 128]))
-        return {name: activation_scale(np.concatenate(parts)) for name, parts in samples.items()}
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from approx_env import tap
+from approx_env import data, tap
 from approx_env.network import (
     INPUT,
+    Addition,
     Concatenation,
     Convolution,
     Flatten,
@@ -37,7 +38,7 @@ def forward(
     Args:
         configuration: for each approximated layer its `(codes, tmax)`; a layer that is missing stays exact.
     """
-    outputs: dict[str, np.ndarray] = {INPUT: images}
+    outputs: dict[str, np.ndarray] = {INPUT: data.standardise(images).numpy() if network.standardised else images}
     for node in network.nodes:
         inputs = [outputs[name] for name in node.inputs]
         match node:
@@ -49,6 +50,8 @@ def forward(
                 outputs[node.name] = inputs[0].mean((2, 3))
             case Concatenation():
                 outputs[node.name] = np.concatenate(inputs, 1)
+            case Addition():
+                outputs[node.name] = np.minimum(inputs[0].astype(int) + inputs[1], tap.HIGHEST_CODE).astype(np.uint8)
             case Flatten():
                 outputs[node.name] = inputs[0].reshape(len(inputs[0]), -1)
             case Site():

@@ -88,7 +88,7 @@ def read_float(path: str | os.PathLike) -> nn.Module:
     arrays, about = _read(Path(path))
     if "model" not in about:
         raise InputError(f"{path} is not a float teacher: name a .float.json that training wrote")
-    module = models.build(about["model"], len(about["classes"]), batch_norm=about["recipe"]["batch_norm"])
+    module = models.build(about["model"], len(about["classes"]), **about["architecture"])
     module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     return module.eval()
 

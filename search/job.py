@@ -45,6 +45,7 @@ def prepare(settings: Settings) -> Job:
     folder = Path(settings.results) / name
     dataset = data.load(settings.dataset, settings.data_dir)
     chosen = teacher.read(settings.teacher or teacher.path_of(settings.layers, dataset.name))
+    dataset = dataset.sized(chosen.network.input_shape[1])
     settings = _fill_in(settings, dataset)
     problems = _mismatches(settings, dataset, chosen)
     if folder.exists():

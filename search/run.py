@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
-# One thread a process: env runners share the cores. Both must be set before torch and Ray are imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C is ours: see main()
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # no banner: our own line tells the progress
-
-import logging
-import shutil
-import socket
 import sys
-import tempfile
 import warnings
 
 import torch
 
 from approx_env import cost
-from approx_env.errors import InputError, exit_status
+from approx_env.errors import exit_status
 from approx_env.network import pool_first
 from search import config, store
-from search.config import Settings
 from search.job import Job, claim, prepare
-
-OBJECT_STORE_BYTES = 512 * 2**20
-CONNECT_SECONDS = 5
 
 
 def announce(job: Job) -> None:
@@ -52,11 +36,10 @@ def search(job: Job) -> None:
     import ray
 
     from search import sink, trials, validation
+    from search.session import session
 
     settings, problem = job.settings, job.problem
-    temporary = tempfile.mkdtemp(prefix="tapsearch-") if settings.address == "local" else None
-    try:
-        _start_ray(settings, temporary)
+    with session(settings.address):
         claim(job)
         info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
                             problem.calibration.tmax, settings.search_images)  # fmt: skip
@@ -69,28 +52,6 @@ def search(job: Job) -> None:
             rows = _count_rows(handle, job)
             print(f"{rows} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
         validation.finish(job, ray.get(handle.top.remote()))
-    finally:
-        ray.shutdown()
-        if temporary:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _start_ray(settings: Settings, temporary: str | None) -> None:
-    import ray
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet = {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR}
-    if temporary is None:
-        try:
-            if settings.address != "auto":  # Ray itself would try for minutes
-                host, port = settings.address.rsplit(":", 1)
-                socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-            ray.init(address=settings.address, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InputError(f"--address {settings.address}: no Ray cluster answers there ({error})") from error
-    else:
-        ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
-                 _temp_dir=temporary, **quiet)  # fmt: skip
 
 
 def _count_rows(handle, job: Job) -> int:

@@ -156,4 +156,6 @@ def few() -> data.Dataset:
     sizes = {"train": 32, "calibration": 16, "search": 16, "validation": 16, "test": 16}
     pixels = {split: generator.integers(0, 256, (count, 3, 32, 32), np.uint8) for split, count in sizes.items()}
     labels = {split: np.arange(count) % 2 for split, count in sizes.items()}
-    return data.Dataset("few", ("even", "odd"), False, labels, lambda split, positions: pixels[split][positions])
+    return data.Dataset(
+        "few", ("even", "odd"), False, labels, lambda split, positions, shorter, side: pixels[split][positions]
+    )

@@ -313,6 +313,10 @@ def test_the_search_command_itself_ends_with_status_2_and_clear_lines(tmp_path):
         ("--lr nan", ["--lr", "nan"]),
         ("--seed -1", ["--seed", "-1"]),
         ("--speed 9", ["--speed"]),
+        ("--sr 0", ["--sr", "above 0 and at most 1", "got 0"]),
+        ("--sr 1.5", ["--sr", "above 0 and at most 1", "got 1.5"]),
+        ("--model alexnet --sr 0.5", ["--sr", "only SqueezeNets", "alexnet"]),
+        ("--model vgg16 --small-epochs 1", ["--small-epochs", "vgg16"]),
     ],
 )
 def test_training_names_the_bad_option(train, arguments, names):
@@ -332,13 +336,18 @@ def test_training_names_what_is_wrong_with_a_data_folder(train, tmp_path, fault)
     assert all(name in complaint for name in names)
 
 
-@pytest.mark.parametrize("images_to_break", ["train"], indirect=True)
 @pytest.mark.parametrize("fault", IMAGE_FAULTS)
 def test_training_names_a_broken_image(train, tmp_path, images_to_break, fault):
     for path in images_to_break:
         IMAGE_FAULTS[fault](path)
     (complaint,) = train("--dataset", "imagefolder", "--data-dir", str(tmp_path / "images"))
     assert any(str(path) in complaint for path in images_to_break)
+
+
+def test_training_refuses_images_too_small_for_a_large_network(train, tmp_path):
+    folder = draw_folder(tmp_path / "images")
+    (complaint,) = train("--model", "squeezenet_v1_1", "--dataset", "imagefolder", "--data-dir", str(folder))
+    assert all(words in complaint for words in (str(folder), "32x32", "224x224"))
 
 
 def test_training_names_an_output_that_cannot_be_written(train, tmp_path):

@@ -71,8 +71,8 @@ def test_signs_do_not_matter(weight):
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 400), elements=st.floats(0, 100, width=32)))
-def test_activation_scale_lies_between_its_clips(sample):
-    scale, highest = quantize.activation_scale(sample), float(sample.max())
+def test_mse_scale_lies_between_its_clips(sample):
+    scale, highest = quantize.mse_scale(sample), float(sample.max())
     if highest > 0:
         assert 0.2 * highest / 255 * (1 - 1e-6) <= scale <= highest / 255 * (1 + 1e-6)
     else:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -258,3 +260,192 @@ def test_imagefolder_with_images_cut_short(tmp_path):
 def test_imagefolder_with_images_of_another_size(tmp_path):
     message = unreadable(write_tree(tmp_path, size=(48, 32)), "train")
     assert message.endswith(".png has 48x32 pixels: it must have 32x32, resize it")
+
+
+# -- larger images
+
+
+def draw(path, width: int, height: int) -> None:
+    """A PNG whose red is the column, green the row and blue 7."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.stack([x, y, np.full_like(x, 7)], 2).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def large_folder(tmp_path):
+    """Eight training images of many shapes, and two tests of known ones: `cat` 256x256, `dog` 256x128."""
+    for i, (width, height) in enumerate([(256, 256), (200, 250), (128, 130), (255, 140)]):
+        for name in ("cat", "dog"):
+            draw(tmp_path / "train" / name / f"{i}.png", width, height)
+    draw(tmp_path / "test" / "cat" / "0.png", 256, 256)
+    draw(tmp_path / "test" / "dog" / "0.png", 256, 128)
+    return tmp_path
+
+
+def test_imagefolder_at_another_size(large_folder):
+    found = data.load("imagefolder", large_folder).sized(224)
+    assert found.image_size == 224
+    for split in data.SPLITS:
+        for whole, side in ((False, 224), (True, 256)):
+            images, labels = found.load(split, whole=whole)
+            assert (images.shape, images.dtype) == ((len(labels), 3, side, side), np.uint8)
+            assert (images[:, 2] == 7).all()  # nothing is padded
+    assert len(found.load("train")[1]) == 8 - found.size("search") - found.size("calibration") - found.size(
+        "validation"
+    )
+
+
+def test_larger_images_are_resized_to_their_shorter_side_and_cropped_in_the_middle(large_folder):
+    found = data.load("imagefolder", large_folder).sized(224)
+    images, labels = found.load("test")
+    square, wide = images[np.argmin(labels)].astype(int), images[np.argmax(labels)].astype(int)
+    # 256x256 stays as it is: 16 pixels go at each side
+    assert np.array_equal(square[0], np.tile(np.arange(16, 240), (224, 1)))
+    assert np.array_equal(square[1], square[0].T)
+    # 256x128 becomes 512x256, of which columns 144 to 367 and rows 16 to 239 stay: half of that in the file
+    assert wide[0][:, [0, 112, 223]] == pytest.approx(np.tile([71.75, 127.75, 183.25], (224, 1)), abs=1)
+    assert wide[1][[0, 112, 223]] == pytest.approx(np.tile([[7.75], [63.75], [119.25]], (1, 224)), abs=1)
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "digits"])
+def test_the_middle_of_a_whole_image_is_the_image(name, large_folder, digits):
+    found = (digits if name == "digits" else data.load("imagefolder", large_folder)).sized(224)
+    (images, labels), (whole, same) = found.load("test", 2), found.load("test", 2, whole=True)
+    assert np.array_equal(labels, same)
+    assert np.array_equal(images, whole[:, :, 16:240, 16:240])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_images_of_half_the_side_are_enough(tmp_path, whole):
+    root = write_tree(tmp_path, size=(130, 112))
+    images, _ = data.load("imagefolder", root).sized(224).load("test", whole=whole)
+    assert images.shape == (8, 3, *[256 if whole else 224] * 2)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_images_that_are_too_small_are_refused(tmp_path, whole):
+    root = write_tree(tmp_path, size=(300, 111))
+    with pytest.raises(InputError) as caught:
+        data.load("imagefolder", root).sized(224).load("test", 1, whole=whole)
+    (problem,) = caught.value.problems
+    path, rest = problem.split(" has ")
+    assert path.startswith(str(root / "test"))
+    assert rest == (
+        "300x111 pixels: a network that reads 224x224 needs half of that at least, use larger images or a network for "
+        "small ones"
+    )
+
+
+def test_images_for_small_networks_must_still_be_small(large_folder):
+    message = unreadable(large_folder, "test")
+    assert message.endswith("pixels: it must have 32x32, resize it")
+
+
+def test_digits_at_another_size(digits):
+    found = digits.sized(224)
+    assert (found.image_size, digits.image_size) == (224, 32)
+    images, labels = found.load("search", 3)
+    assert (images.shape, images.dtype) == ((3, 3, 224, 224), np.uint8)
+    assert found.load("search", 3, whole=True)[0].shape == (3, 3, 256, 256)
+    # the same digits, 7 times as large
+    small, same = digits.load("search", 3)
+    assert np.array_equal(labels, same)
+    for one, other in zip(images, small, strict=True):
+        means = one.reshape(3, 32, 7, 32, 7).mean((2, 4)).flatten()
+        assert np.corrcoef(means, other.flatten())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_small_images_are_read_as_they_are(digits, tmp_path, whole):
+    for found in (digits, data.load("imagefolder", write_tree(tmp_path))):
+        assert np.array_equal(found.sized(32).load("test", 4, whole=whole)[0], found.load("test", 4)[0])
+
+
+def test_cifar10_has_one_size(monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fake_cifar10(80, 10))
+    found = data.load("cifar10")
+    assert found.sized(32).load("test")[0].shape == (10, 3, 1, 1)
+    with pytest.raises(InputError) as caught:
+        found.sized(224)
+    assert str(caught.value) == (
+        "cifar10 has images of 32x32 pixels, and this network reads 224x224: use --dataset imagefolder with larger "
+        "images, or a network for small ones"
+    )
+
+
+# -- standardised images
+
+
+def test_standardise_by_hand():
+    """Mean 3, deviation 2: the codes are 128 + 20 (p - 3)."""
+    pixels = np.array([[1, 1, 5, 5], [13, 13, 17, 17]], np.uint8).reshape(2, 1, 2, 2)
+    codes = data.standardise(pixels)
+    assert (codes.shape, codes.dtype) == ((2, 1, 2, 2), torch.uint8)
+    assert codes.reshape(2, 4).tolist() == [[88, 88, 168, 168]] * 2
+    assert pixels.max() == 17
+    assert torch.equal(data.standardise(torch.from_numpy(pixels)), codes)
+
+
+def test_standardise_cuts_at_both_ends():
+    """One pixel of 100 lies 9.9 deviations away, the others 0.1: 128 -+ 4.02, and far outside."""
+    pixels = np.full((2, 1, 10, 10), 100, np.uint8)
+    pixels[:, 0, 0, 0] = 0, 255
+    codes = data.standardise(pixels)
+    assert codes[:, 0, 0, 0].tolist() == [0, 255]
+    assert codes[:, 0, 1, 1].tolist() == [132, 124]
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_standardise_of_one_colour_is_grey(value):
+    assert (data.standardise(np.full((1, 3, 4, 4), value, np.uint8)) == 128).all()
+
+
+def test_standardise_takes_a_least_deviation():
+    """One pixel of 10,000 is 1 brighter: a deviation of 0.009999 counts as 0.01, 1 / sqrt(10,000)."""
+    pixels = np.full((1, 1, 100, 100), 9, np.uint8)
+    pixels[0, 0, 0, 0] = 10
+    assert data.standardise(pixels).flatten()[:2].tolist() == [255, 128]
+    pixels = np.array([[0, 0, 0, 1]], np.uint8).reshape(1, 1, 2, 2)  # deviation 0.433 counts as 0.5
+    assert data.standardise(pixels).flatten().tolist() == [108, 108, 108, 188]
+
+
+@given(st.integers(1, 5), st.integers(1, 3), st.integers(1, 12), st.integers(0, 100))
+@settings(max_examples=30)
+def test_standardise_sees_one_image_at_a_time(images, channels, side, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (images, channels, side, side), np.uint8)
+    codes = data.standardise(pixels)
+    assert torch.equal(codes, torch.cat([data.standardise(image[None]) for image in pixels]))
+
+
+def test_standardise_takes_brightness_and_contrast_away():
+    pixels = np.random.default_rng(0).integers(0, 64, (4, 3, 32, 32), np.uint8)
+    assert torch.equal(data.standardise(2 * pixels + 50), data.standardise(pixels))
+
+
+def test_standardised_images_have_one_mean_and_deviation():
+    generator = np.random.default_rng(0)
+    for low, high in ((0, 256), (200, 240), (3, 90)):
+        codes = data.standardise(generator.integers(low, high, (2, 3, 32, 32), np.uint8)).double().flatten(1)
+        assert codes.mean(1).tolist() == pytest.approx([128, 128], abs=0.1)
+        assert codes.std(1).tolist() == pytest.approx([40, 40], abs=0.2)
+
+
+# -- options
+
+
+@pytest.mark.parametrize(
+    ("dataset", "given_names", "expected"),
+    [
+        ("digits", set(), []),
+        ("digits", {"data_dir", "dataset"}, [{"dataset", "data_dir"}]),
+        ("cifar10", set(), []),
+        ("cifar10", {"data_dir"}, []),
+        ("imagefolder", {"dataset"}, [{"dataset"}]),
+        ("imagefolder", {"dataset", "data_dir"}, []),
+    ],
+)
+def test_contradictions(dataset, given_names, expected):
+    found = list(data.contradictions(dataset, given_names))
+    assert [involved for involved, _ in found] == expected
+    assert all("--data-dir" in text and dataset in text for _, text in found)

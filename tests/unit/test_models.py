@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from approx_env import models
@@ -14,16 +15,83 @@ def parameters(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "batch_norm", "count"),
+    ("name", "options", "count"),
     [
-        ("squeezenet", False, 729_034),
-        ("squeezenet", True, 734_986),
-        ("alexnet", True, 3_112_266),
-        ("alexnet", False, 3_112_266 - 2 * (64 + 192 + 384 + 256 + 256)),
+        ("squeezenet", {"batch_norm": False}, 729_034),
+        ("squeezenet", {}, 734_986),
+        ("squeezenet_simple_bypass", {}, 734_986),  # identities cost nothing
+        # 1x1 convolutions with batch norm around fire2, 4, 6 and 8
+        ("squeezenet_complex_bypass", {}, 734_986 + sum(i * o + 3 * o for i, o in
+            ((96, 128), (128, 256), (256, 384), (384, 512)))),
+        ("squeezenet_v1_1", {"batch_norm": False}, 727_626),
+        ("squeezenet_v1_1", {}, 733_514),
+        ("squeezenet_v1_0", {"batch_norm": False}, 740_554),
+        # conv1, four Fire modules, conv10
+        ("squeezenet_compact", {"batch_norm": False}, 1_792 + 22_688 + 24_736 + 45_344 + 49_440 + 2_570),
+        ("alexnet", {}, 3_112_266),
+        ("alexnet", {"batch_norm": False}, 3_112_266 - 2 * (64 + 192 + 384 + 256 + 256)),
+        ("vgg16", {"batch_norm": False}, 14_719_818),
+    ],
+)  # fmt: skip
+def test_parameter_counts(name, options, count):
+    assert parameters(models.build(name, 10, **options)) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("squeezenet_v1_0", "squeezenet1_0"), ("squeezenet_v1_1", "squeezenet1_1")]
+)
+def test_imagenet_shapes_have_torchvisions_parameters(name, theirs):
+    ours, known = models.build(name, 1000, batch_norm=False), getattr(torchvision.models, theirs)()
+    shapes = [sorted(tuple(p.shape) for p in model.parameters()) for model in (ours, known)]
+    assert shapes[0] == shapes[1]
+    with torch.inference_mode():
+        features = [model.eval()(torch.zeros(1, 3, 224, 224)).shape for model in (ours, known)]
+    assert features[0] == features[1]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "pct", "squeeze", "expand3x3"), [(0.125, 0.5, 16, 64), (1.0, 0.99, 128, 127), (0.25, 0.01, 32, 1)]
+)
+def test_metaparameters(ratio, pct, squeeze, expand3x3):
+    fire = models.build("squeezenet", 10, squeeze_ratio=ratio, pct3x3=pct).blocks["fire2"]
+    widths = [part[0].out_channels for part in (fire.squeeze, fire.expand1x1, fire.expand3x3)]
+    assert widths == [squeeze, 128 - expand3x3, expand3x3]
+
+
+def test_bypass_adds_the_input():
+    simple = models.build("squeezenet_simple_bypass", 10).eval().blocks
+    assert [name for name, block in simple.items() if isinstance(block, models.Bypass)] == [
+        "fire3",
+        "fire5",
+        "fire7",
+        "fire9",
+    ]
+    x = torch.rand(2, 128, 4, 4)
+    assert torch.equal(simple["fire3"](x), simple["fire3"].fire(x) + x)
+    whole = models.build("squeezenet_complex_bypass", 10).blocks
+    shortcuts = {name: type(block.shortcut) for name, block in whole.items() if isinstance(block, models.Bypass)}
+    assert shortcuts == {f"fire{i}": nn.Identity if i % 2 else nn.Sequential for i in range(2, 10)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("squeezenet", {"squeeze_ratio": 0.0}, "the squeeze ratio SR (--sr) must lie in (0, 1], got 0.0"),
+        ("squeezenet", {"squeeze_ratio": 1.1}, "the squeeze ratio SR (--sr) must lie in (0, 1], got 1.1"),
+        ("squeezenet", {"pct3x3": 1.0}, "the share of 3x3 filters (--pct3x3) must lie in (0, 1), got 1.0"),
+        ("squeezenet", {"bypass": "long"}, "bypass must be one of none, simple, complex, got 'long'"),
+        ("squeezenet", {"layout": "v2"}, "layout must be one of cifar, v1.0, v1.1, compact, got 'v2'"),
+        (
+            "vgg16",
+            {"squeeze_ratio": 0.5},
+            "--sr: only SqueezeNets have them, and vgg16 is none: leave them out",
+        ),
     ],
 )
-def test_parameter_counts(name, batch_norm, count):
-    assert parameters(models.build(name, 10, batch_norm=batch_norm)) == count
+def test_options_out_of_range(name, options, said):
+    with pytest.raises(InputError) as caught:
+        models.build(name, 10, **options)
+    assert str(caught.value) == said
 
 
 def test_fire_module_by_hand():
@@ -84,4 +152,4 @@ def test_weights_come_from_the_global_generator():
 def test_unknown_model():
     with pytest.raises(InputError) as caught:
         models.build("vgg99", 10)
-    assert str(caught.value) == "unknown model 'vgg99': it must be one of squeezenet, alexnet"
+    assert str(caught.value) == f"unknown model 'vgg99': it must be one of {', '.join(models.MODELS)}"

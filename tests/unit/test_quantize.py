@@ -56,19 +56,19 @@ def test_quantize_weight_by_hand():
 # -- activations
 
 
-def test_activation_scale_of_even_codes_is_their_own():
-    assert quantize.activation_scale(np.repeat(np.arange(256), 20) * 0.5) == pytest.approx(0.5, rel=0.01)
+def test_mse_scale_of_even_codes_is_their_own():
+    assert quantize.mse_scale(np.repeat(np.arange(256), 20) * 0.5) == pytest.approx(0.5, rel=0.01)
 
 
-def test_activation_scale_trades_an_outlier_against_resolution():
+def test_mse_scale_trades_an_outlier_against_resolution():
     sample = np.concatenate([np.random.default_rng(0).random(100_000), [4.0]])
     # A clip at c costs 100,000 (c / 255)^2 / 12 of rounding and (4 - c)^2 of clipping.
     best = 4 / (1 + 100_000 / 12 / 255**2)
-    assert quantize.activation_scale(sample) == pytest.approx(best / 255, rel=0.02)
+    assert quantize.mse_scale(sample) == pytest.approx(best / 255, rel=0.02)
 
 
-def test_activation_scale_of_nothing_but_zeros():
-    assert quantize.activation_scale(np.zeros(10)) == 1.0
+def test_mse_scale_of_nothing_but_zeros():
+    assert quantize.mse_scale(np.zeros(10)) == 1.0
 
 
 # -- folding
@@ -201,7 +201,7 @@ def test_output_without_relu_has_no_sign():
     assert refusal(module) == "'c' must be followed by a ReLU: its codes have no sign"
 
 
-def test_additions_and_other_functions():
+def test_functions_without_a_counterpart():
     class Residual(nn.Module):
         def __init__(self, join):
             super().__init__()
@@ -211,8 +211,8 @@ def test_additions_and_other_functions():
             y = self.a(torch.relu(self.c(x)))
             return self.join(y, y)
 
-    assert refusal(Residual(lambda x, y: x + y)) == "'add': additions are not supported in INT8 yet"
-    assert refusal(Residual(torch.add)) == "'add': additions are not supported in INT8 yet"
+    assert refusal(Residual(lambda x, y: x + 1)) == "'add' must add two tensors"
+    assert refusal(Residual(lambda x, y: torch.add(x, y, alpha=2))) == "'add' must add two tensors"
     assert refusal(Residual(lambda x, y: x.sigmoid())) == "'sigmoid' (call_method sigmoid) has no INT8 counterpart"
 
 
@@ -225,7 +225,7 @@ def test_concatenation_of_what_is_no_convolution():
         def forward(self, x):
             return self.last(self.a(torch.cat([x, self.right(x).relu()], 1)))
 
-    assert refusal(Skip()) == "'cat' must concatenate outputs of convolutions, got 'input'"
+    assert refusal(Skip()) == ("'cat' must join outputs of convolutions or linear layers, and reads the input itself")
 
 
 def test_record_point_that_never_runs():

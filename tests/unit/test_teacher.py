@@ -92,8 +92,10 @@ def test_accuracies_are_printed(small, few, capsys, tmp_path):
     torch.manual_seed(0)
     training.write_teachers(tmp_path / "t", "squeezenet", models.build("squeezenet", 2).eval(), few, RECIPE)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[:2]] == ["float", "INT8"]
-    assert lines[2] == f"wrote {tmp_path / 't.int8.json'}"
+    kinds = [line.split(":")[0] for line in lines[:3]]
+    assert kinds == ["float", "INT8, MSE-optimal scales", "INT8, clipped maximum scales"]
+    assert lines[3].split(":")[0] in kinds[1:]  # the one that is kept, on test too
+    assert lines[4] == f"wrote {tmp_path / 't.int8.json'}"
 
 
 def test_accuracy_in_batches(small):
@@ -193,7 +195,7 @@ def test_description_of_no_network(folder, spoil):
 
 def test_every_operation_can_be_stored():
     assert set(network.OPERATIONS) == {
-        "Convolution", "Linear", "MaxPool", "GlobalAveragePool", "Concatenation", "Flatten", "Site"
+        "Convolution", "Linear", "MaxPool", "GlobalAveragePool", "Concatenation", "Addition", "Flatten", "Site"
     }  # fmt: skip
 
 

@@ -1,16 +1,31 @@
+import contextlib
+import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from approx_env import data, models, teacher, training
+from approx_env import data, models, quantize, teacher, training
 from approx_env.errors import InputError
 from approx_env.training import Recipe
 
-RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.02)
+RECIPE = Recipe(epochs=3, batch_size=8)
+TINY = models.Layout((4, 3, 1, 1), ((2, 4), (2, 4)), ("conv1", "fire2"), ("fire2",))
+
+
+@pytest.fixture(autouse=True)
+def tiny_models(monkeypatch):
+    """'squeezenet_tiny': eight convolutions of few channels; 'squeezenet_even': the same for standardised images."""
+    for name, layout in {"tiny": TINY, "even": replace(TINY, standardised=True, last_relu=False)}.items():
+        monkeypatch.setitem(models.LAYOUTS, name, layout)
+        monkeypatch.setitem(models.MODELS, f"squeezenet_{name}", partial(models.SqueezeNet, layout=name))
 
 
 class Killed(BaseException):
@@ -21,9 +36,9 @@ def die_in_epoch(monkeypatch, last: int) -> None:
     """Lets every epoch before `last` finish, and dies in the middle of that one."""
     normalise, train_epoch, now = data.normalise, training._train_epoch, {}
 
-    def watched(*arguments):
-        now["epoch"], now["batches"] = arguments[7], 0
-        return train_epoch(*arguments)
+    def watched(stage, recipe, batches, epoch):
+        now["epoch"], now["batches"] = epoch, 0
+        return train_epoch(stage, recipe, batches, epoch)
 
     def dying(pixels):
         now["batches"] += 1
@@ -39,55 +54,104 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("batch_norm", [True, False])
-def test_killed_training_goes_on_as_if_nothing_had_happened(few, tmp_path, monkeypatch, capsys, batch_norm):
-    recipe = replace(RECIPE, batch_norm=batch_norm)
-    whole = weights(training.train("squeezenet", few, recipe, tmp_path / "whole.checkpoint"))
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def drafted(few) -> quantize.Draft:
+    torch.manual_seed(0)
+    module = models.build("squeezenet_even", 2).eval()
+    return quantize.draft(
+        module, few.load("calibration")[0], model="squeezenet_even", classes=few.classes, layers=module.layers,
+        attention=module.attention, standardised=True,
+    )  # fmt: skip
+
+
+# -- killed and started again
+
+EVERYTHING = {"small_epochs": 2, "cutout": 8, "dropout": 0.5, "optimizer": "sgd", "precision": "bf16", "seed": 3}
+
+
+@pytest.mark.parametrize("last", [1, 2])
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ("squeezenet_tiny", {}),
+        ("squeezenet_tiny", {"batch_norm": False}),
+        ("squeezenet_tiny", {"optimizer": "sgd"}),
+        ("squeezenet_tiny", {"optimizer": "sgd", "batch_norm": False}),
+        ("squeezenet_tiny", {"small_epochs": 2}),
+        ("squeezenet_tiny", {"cutout": 8, "dropout": 0.5}),
+        ("squeezenet_even", EVERYTHING),
+    ],
+)
+def test_killed_training_goes_on_as_if_nothing_had_happened(few, tmp_path, monkeypatch, capsys, model, changes, last):
+    recipe = replace(RECIPE, **changes)
+    mirrored = replace(few, mirrored=True)
+    whole = weights(training.train(model, mirrored, recipe, tmp_path / "whole.checkpoint"))
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        die_in_epoch(patch, last=1)
-        training.train("squeezenet", few, recipe, tmp_path / "cut.checkpoint")
+        die_in_epoch(patch, last)
+        training.train(model, mirrored, recipe, tmp_path / "cut.checkpoint")
     torch.manual_seed(99)  # another process, another state of the global generator
-    resumed = weights(training.train("squeezenet", few, recipe, tmp_path / "cut.checkpoint"))
-    assert f"resuming after epoch 1 from {tmp_path / 'cut.checkpoint'}" in capsys.readouterr().out
-    assert whole.keys() == resumed.keys()
-    for name in whole:
-        assert torch.equal(whole[name], resumed[name]), name
+    told = []
+    resumed = training.train(model, mirrored, recipe, tmp_path / "cut.checkpoint", observe=told.append)
+    assert f"resuming after epoch {last} from {tmp_path / 'cut.checkpoint'}" in capsys.readouterr().out
+    assert [record["epoch"] for record in told] == list(range(last + 1, 4))
+    assert_same(whole, weights(resumed))
 
 
-def test_training_changes_weights_and_follows_its_seed(few, tmp_path):
-    recipe = replace(RECIPE, epochs=1)
-    runs = [
-        weights(training.train("squeezenet", few, replace(recipe, seed=seed), tmp_path / f"{i}.checkpoint"))
-        for i, seed in enumerate((0, 0, 1))
-    ]
-    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
-    assert not torch.equal(runs[0]["classifier.1.weight"], runs[2]["classifier.1.weight"])
+@pytest.mark.parametrize("last", [1, 2])
+def test_killed_quantised_training_goes_on_as_if_nothing_had_happened(few, tmp_path, monkeypatch, last):
+    recipe, draft = replace(RECIPE, qat_epochs=3), drafted(few)
+    whole = training.train_quantised(draft, few, recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_in_epoch(patch, last)
+        training.train_quantised(draft, few, recipe, tmp_path / "cut")
+    torch.manual_seed(99)
+    told = []
+    resumed = training.train_quantised(draft, few, recipe, tmp_path / "cut", observe=told.append)
+    assert [(record["stage"], record["epoch"]) for record in told] == [("QAT", i) for i in range(last + 1, 4)]
+    assert whole.scales == resumed.scales != draft.scales
+    for name, parts in whole.parts.items():
+        if "float_weight" in parts:
+            for field in ("float_weight", "float_bias"):
+                assert np.array_equal(parts[field], resumed.parts[name][field]), name
+            assert not np.array_equal(parts["float_weight"], draft.parts[name]["float_weight"]), name
 
 
-def test_training_learns(few, tmp_path):
-    """Bright and dark images: a few steps tell them apart."""
-    labels = few.labels["train"]
-    pixels = np.where(labels[:, None, None, None] == 1, 200, 50).astype(np.uint8) + np.zeros((1, 3, 32, 32), np.uint8)
-    easy = replace(few, labels=dict.fromkeys(data.SPLITS, labels), _read=lambda split, positions: pixels[positions])
-    model = training.train("alexnet", easy, Recipe(epochs=4, batch_size=8, learning_rate=0.02), tmp_path / "c")
-    assert not model.training
-    assert training.accuracy(training.predictor(model), pixels, labels) == 1.0
+def test_finished_training_is_not_repeated(few, tmp_path):
+    """Whatever number of quantisation-aware epochs follows."""
+    told = []
+    one = training.train("squeezenet_tiny", few, RECIPE, tmp_path / "c", observe=told.append)
+    before = (tmp_path / "c").read_bytes()
+    again = training.train("squeezenet_tiny", few, replace(RECIPE, qat_epochs=2), tmp_path / "c", observe=told.append)
+    assert len(told) == 3
+    assert not again.training
+    assert_same(weights(one), weights(again))
+    assert (tmp_path / "c").read_bytes() == before
+
+
+IDENTITY = {"model": "squeezenet_tiny", "dataset": "few", **asdict(RECIPE)}
+del IDENTITY["qat_epochs"]
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"learning_rate": 0.1}, "learning_rate"),
+        ({"lr": 0.1}, "lr"),
         ({"epochs": 5, "seed": 7}, "epochs, seed"),
         ({"batch_norm": False}, "batch_norm"),
+        ({"small_epochs": 1, "cutout": 4, "qat_epochs": 1}, "cutout, small_epochs"),
     ],
 )
 def test_checkpoint_of_another_recipe_is_refused(few, tmp_path, changes, named):
     checkpoint = tmp_path / "c.checkpoint"
-    torch.save({"identity": {"model": "squeezenet", "dataset": "few", **vars(RECIPE)}, "epoch": 1}, checkpoint)
+    torch.save({"identity": IDENTITY, "epoch": 1}, checkpoint)
     before = checkpoint.read_bytes()
     with pytest.raises(InputError) as caught:
-        training.train("squeezenet", few, replace(RECIPE, **changes), checkpoint)
+        training.train("squeezenet_tiny", few, replace(RECIPE, **changes), checkpoint)
     assert str(caught.value) == (
         f"{checkpoint} is an unfinished training with another {named}: finish it, remove it, or choose another --output"
     )
@@ -96,91 +160,393 @@ def test_checkpoint_of_another_recipe_is_refused(few, tmp_path, changes, named):
 
 def test_checkpoint_of_another_model_or_dataset_is_refused(few, tmp_path):
     checkpoint = tmp_path / "c.checkpoint"
-    torch.save({"identity": {"model": "alexnet", "dataset": "digits", **vars(RECIPE)}, "epoch": 1}, checkpoint)
-    with pytest.raises(InputError, match="is an unfinished training with another model, dataset: finish it"):
-        training.train("squeezenet", few, RECIPE, checkpoint)
+    torch.save({"identity": IDENTITY | {"model": "alexnet", "dataset": "digits"}, "epoch": 1}, checkpoint)
+    with pytest.raises(InputError, match="is an unfinished training with another dataset, model: finish it"):
+        training.train("squeezenet_tiny", few, RECIPE, checkpoint)
+
+
+def test_quantised_training_knows_its_number_of_epochs(few, tmp_path):
+    recipe, draft = Recipe(epochs=1, batch_size=16, qat_epochs=1), drafted(few)
+    training.train_quantised(draft, few, recipe, tmp_path / "c")
+    with pytest.raises(InputError, match="with another qat_epochs: "):
+        training.train_quantised(draft, few, replace(recipe, qat_epochs=2), tmp_path / "c")
+
+
+def test_what_is_no_checkpoint_is_told(few, tmp_path):
+    checkpoint = tmp_path / "c.checkpoint"
+    checkpoint.write_text("x")
+    with pytest.raises(InputError, match="is no"):
+        training.train("squeezenet_tiny", few, RECIPE, checkpoint)
+    assert checkpoint.read_text() == "x"
+
+
+# -- learning
+
+
+def test_training_changes_weights_and_follows_its_seed(few, tmp_path):
+    recipe = replace(RECIPE, epochs=1)
+    runs = [
+        weights(training.train("squeezenet_tiny", few, replace(recipe, seed=seed), tmp_path / f"{i}.checkpoint"))
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert_same(runs[0], runs[1])
+    assert not torch.equal(runs[0]["classifier.1.weight"], runs[2]["classifier.1.weight"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 16},
+        {"optimizer": "sgd"},
+        {"lr": 0.01},
+        {"head_lr": 0.01},
+        {"label_smoothing": 0.0},
+        {"dropout": 0.5},
+        {"cutout": 8},
+        {"small_epochs": 1},
+        {"precision": "bf16"},
+    ],
+)
+def test_every_part_of_the_recipe_tells(few, tmp_path, changes):
+    recipe = Recipe(epochs=1, batch_size=8, precision="float32")
+    one = training.train("squeezenet_tiny", few, recipe, tmp_path / "one")
+    other = training.train("squeezenet_tiny", few, replace(recipe, **changes), tmp_path / "other")
+    assert not torch.equal(one.blocks["conv1"][0].weight, other.blocks["conv1"][0].weight)
+
+
+def test_architecture_of_a_recipe(few, tmp_path):
+    assert Recipe().architecture == {"batch_norm": True, "dropout": 0.0}
+    recipe = Recipe(epochs=1, batch_size=32, batch_norm=False, dropout=0.25, sr=0.5, pct3x3=0.75)
+    assert recipe.architecture == {"batch_norm": False, "dropout": 0.25, "squeeze_ratio": 0.5, "pct3x3": 0.75}
+    model = training.train("squeezenet_tiny", few, replace(recipe, sr=0.25), tmp_path / "c")
+    fire = model.blocks["fire2"]
+    assert [part[0].out_channels for part in (fire.squeeze, fire.expand1x1, fire.expand3x3)] == [1, 1, 3]
+    assert model.classifier[0].p == 0.25
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
+def test_training_learns(few, tmp_path, optimizer):
+    """Bright and dark images: a few steps tell them apart."""
+    labels = few.labels["train"]
+    pixels = np.where(labels[:, None, None, None] == 1, 200, 50).astype(np.uint8) + np.zeros((1, 3, 32, 32), np.uint8)
+    easy = replace(
+        few, labels=dict.fromkeys(data.SPLITS, labels), _read=lambda split, positions, shorter, side: pixels[positions]
+    )
+    told = []
+    recipe = Recipe(epochs=8, batch_size=8, optimizer=optimizer)
+    model = training.train("squeezenet_tiny", easy, recipe, tmp_path / "c", observe=told.append)
+    assert not model.training
+    assert training.accuracy(training.predictor(model), pixels, labels) == 1.0
+    assert told[-1]["validation_accuracy"] == 1.0
+    assert told[-1]["loss"] < told[0]["loss"]
+
+
+def test_quantised_training_lowers_the_loss(few, tmp_path):
+    told = []
+    recipe = Recipe(batch_size=8, qat_epochs=6, label_smoothing=0.0)
+    network = training.train_quantised(drafted(few), few, recipe, tmp_path / "c", observe=told.append).network()
+    assert min(record["loss"] for record in told[3:]) < told[0]["loss"]
+    assert network.standardised
+
+
+def test_kernels_but_the_last_go_to_muon_and_everything_else_to_sgd(few, tmp_path):
+    """Eight convolutions with biases, batch norm behind all but the last."""
+    training.train("squeezenet_tiny", few, Recipe(epochs=1, batch_size=32), tmp_path / "muon")
+    saved = torch.load(tmp_path / "muon", weights_only=True)
+    groups = [(group["weight_decay"], len(group["params"])) for group in saved["muon"]["param_groups"]]
+    assert groups == [(0.01, 7)]
+    groups = [(group["weight_decay"], len(group["params"])) for group in saved["sgd"]["param_groups"]]
+    assert groups == [(5e-4, 1), (0, 8 + 14)]
+    training.train("squeezenet_tiny", few, Recipe(epochs=1, batch_size=32, optimizer="sgd"), tmp_path / "sgd")
+    saved = torch.load(tmp_path / "sgd", weights_only=True)
+    assert "muon" not in saved
+    assert [len(group["params"]) for group in saved["sgd"]["param_groups"]] == [8, 8 + 14]
+
+
+def test_one_step_without_batch_norm_has_a_gradient_of_norm_one(few, tmp_path):
+    """SGD's first step with Nesterov momentum 0.9 is 1.9 lr; the only step of a training has 5/8 of the highest lr."""
+    recipe = Recipe(epochs=1, batch_size=32, batch_norm=False, optimizer="sgd", lr=8.0)
+    torch.manual_seed(0)
+    before = models.build("squeezenet_tiny", 2, batch_norm=False)
+    for parameter in before.parameters():
+        assert parameter.dim() > 1 or not parameter.any()
+    after = training.train("squeezenet_tiny", few, recipe, tmp_path / "c")
+    squares = 0.0
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        decay = 5e-4 if old.dim() > 1 else 0.0
+        gradient = (old - new).detach() / (1.9 * 5.0) - decay * old.detach()
+        squares += gradient.square().sum().item()
+    assert squares == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "sgd"])
+def test_every_epoch_is_told(few, tmp_path, optimizer):
+    told = []
+    recipe = Recipe(epochs=2, batch_size=20, optimizer=optimizer, lr=0.03)  # one batch of 20, the rest is left out
+    model = training.train("squeezenet_tiny", few, recipe, tmp_path / "c", observe=told.append)
+    assert [(record["stage"], record["epoch"], record["epochs"]) for record in told] == [
+        ("float", 1, 2),
+        ("float", 2, 2),
+    ]
+    for record in told:
+        assert set(record) - {"stage", "epoch", "epochs"} == {
+            "loss", "validation_accuracy", "learning_rate", "seconds", "input_seconds"
+        }  # fmt: skip
+        assert 0 < record["input_seconds"] < record["seconds"]
+        assert record["loss"] > 0
+    share = training.accuracy(training.predictor(model), *few.load("validation"))
+    assert told[-1]["validation_accuracy"] == share
+    # steps 1 and 2 of 2 lie at 1/3 and 2/3 of the schedule
+    assert [record["learning_rate"] for record in told] == pytest.approx([0.03 * 2 / 3 / 0.8, 0.03 / 3 / 0.8])
+
+
+# -- the schedule
+
+
+def test_one_cycle_by_hand():
+    assert [training._one_cycle(step, 9) for step in range(9)] == pytest.approx(
+        [0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
+    )
+
+
+@given(st.integers(1, 300))
+def test_one_cycle_goes_up_and_then_down(total):
+    shares = [training._one_cycle(step, total) for step in range(total)]
+    top = shares.index(max(shares))
+    assert all(0 < share <= 1 + 1e-12 for share in shares)
+    assert shares[: top + 1] == sorted(shares[: top + 1])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+    assert top <= total * 0.2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+def test_any_number_of_steps_has_a_schedule(few, tmp_path, steps):
+    recipe = Recipe(epochs=steps, batch_size=32)  # one step an epoch
+    training.train("squeezenet_tiny", few, recipe, tmp_path / "c.checkpoint")
+
+
+# -- batches
+
+
+def batches_of(few, recipe: Recipe, epoch: int = 0, *, small: bool = False, standardised: bool = False):
+    return list(training._Batches(recipe, few, few.load("train"), standardised).of(epoch, small=small))
+
+
+def test_an_epoch_sees_each_image_once(few):
+    """Images of one brightness each, which neither shifts nor mirrors change in the middle."""
+    pixels = np.arange(32, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 3, 32, 32), np.uint8)
+    told = replace(few, _read=lambda split, positions, shorter, side: pixels[positions], mirrored=True)
+    orders = []
+    for epoch in (0, 1):
+        found = batches_of(told, Recipe(batch_size=8), epoch)
+        assert [(x.shape, x.dtype) for x, _ in found] == [((8, 3, 32, 32), torch.float32)] * 4
+        assert all(x.is_contiguous(memory_format=torch.channels_last) for x, _ in found)
+        values = torch.cat([x[:, 0, 16, 16] for x, _ in found]) * 64 + 128
+        assert sorted(values.tolist()) == list(range(32))
+        assert torch.equal(torch.cat([labels for _, labels in found]), values.long() % 2)
+        orders.append(values.tolist())
+    assert orders[0] != orders[1] != list(range(32))
+
+
+def test_small_batches_are_three_quarters(few):
+    recipe = Recipe(batch_size=16)
+    (small, labels), *_ = batches_of(few, recipe, small=True)
+    (large, same), *_ = batches_of(few, recipe)
+    assert small.shape == (16, 3, 24, 24) and large.shape == (16, 3, 32, 32)
+    assert torch.equal(labels, same)
+    assert small.mean((1, 2, 3)).tolist() == pytest.approx(large.mean((1, 2, 3)).tolist(), abs=0.1)
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_standardised_batches(few, small):
+    x = batches_of(few, Recipe(batch_size=32), small=small, standardised=True)[0][0].flatten(1)
+    assert x.mean(1).abs().max() < 0.01
+    assert x.std(1, correction=0).tolist() == pytest.approx([40 / 64] * 32, abs=0.01)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_images_are_mirrored_where_the_dataset_allows(few, mirrored):
+    pixels = np.full((32, 3, 32, 32), 128, np.uint8)
+    pixels[:, :, :, :16] = 0  # dark on the left, wherever it is shifted to
+    told = replace(few, _read=lambda split, positions, shorter, side: pixels[positions], mirrored=mirrored)
+    counts = []
+    for epoch in (0, 1):
+        x = torch.cat([x for x, _ in batches_of(told, Recipe(batch_size=8), epoch)])
+        counts.append(int((x[..., 16:].mean((1, 2, 3)) < x[..., :16].mean((1, 2, 3))).sum()))
+    assert sum(counts) == (32 if mirrored else 0)  # each image in one of two epochs
+    assert not mirrored or 6 <= counts[0] <= 26
+
+
+# -- scores
+
+
+class Mean(nn.Module):
+    """Calls an image 1 if it is brighter than 128 on average."""
+
+    def __init__(self):
+        super().__init__()
+        self.sign = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        mean = self.sign * x.mean((1, 2, 3))
+        return torch.stack([-mean, mean], 1)
 
 
 def test_accuracy_by_hand():
-    class Mean(nn.Module):
-        def forward(self, x):
-            mean = x.mean((1, 2, 3))
-            return torch.stack([-mean, mean], 1)
-
     pixels = np.array([0, 255, 129, 127], np.uint8)[:, None, None, None].repeat(3, 1)
     labels = np.array([0, 1, 0, 0])
     assert training.accuracy(training.predictor(Mean()), pixels, labels) == 0.75
     assert training.accuracy(training.predictor(Mean()), pixels, labels, batch_size=3) == 0.75
 
 
-# -- augmentation
-
-
-def test_augment_shifts_over_grey():
-    pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    shifted = training.augment(pixels, False, torch.Generator().manual_seed(1))
-    assert (shifted.shape, shifted.dtype) == (pixels.shape, torch.uint8)
-    grey = torch.full((3, 40, 40), 128, dtype=torch.uint8)
-    seen = set()
-    for image, original in zip(shifted, pixels, strict=True):
-        padded = grey.clone()
-        padded[:, 4:36, 4:36] = original
-        found = [(y, x) for y in range(9) for x in range(9) if torch.equal(image, padded[:, y : y + 32, x : x + 32])]
-        assert len(found) == 1
-        seen.add(found[0])
-    assert {y for y, _ in seen} == {x for _, x in seen} == set(range(9))
-
-
-def test_augment_mirrors_half_of_the_images_where_allowed():
-    pixels = torch.full((400, 3, 32, 32), 128, dtype=torch.uint8)
-    pixels[:, :, :, :16] = 0  # dark on the left, wherever it is shifted to
-    for mirrored, low, high in ((False, 0, 0), (True, 150, 250)):
-        images = training.augment(pixels, mirrored, torch.Generator().manual_seed(0)).float()
-        flipped = (images[..., 16:].mean((1, 2, 3)) < images[..., :16].mean((1, 2, 3))).sum()
-        assert low <= flipped <= high
-
-
-def test_augment_follows_its_generator():
-    pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    one, two = (training.augment(pixels, True, torch.Generator().manual_seed(4)) for _ in range(2))
-    assert torch.equal(one, two)
+def test_predictor_standardises_where_told():
+    """Pixels 1, 1, 5, 5 become 88, 88, 168, 168."""
+    pixels = np.array([1, 1, 5, 5], np.uint8).reshape(1, 1, 2, 2)
+    seen = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten())
+    nn.init.ones_(seen[0].weight)
+    nn.init.zeros_(seen[0].bias)
+    seen.train()
+    assert training.predictor(seen, standardised=True)(pixels).tolist() == [[-0.625, -0.625, 0.625, 0.625]]
+    assert not seen.training
+    assert training.predictor(seen)(pixels)[0, 0] == -127 / 64
 
 
 # -- the command
 
 
-def test_problems_of_a_recipe_name_their_flags():
-    assert Recipe().problems() == []
-    assert Recipe(0, 1, 0.0, True, -1).problems() == [
-        "--epochs must be at least 1, got 0",
-        "--batch-size must be at least 2, got 1",
-        "--lr must lie in (0, 10], got 0.0",
-        "--seed must be at least 0, got -1",
-    ]
-    assert Recipe(learning_rate=float("nan")).problems() == ["--lr must lie in (0, 10], got nan"]
+def told_by(capsys, *argv: str) -> list[str]:
+    assert training.main(list(argv)) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert all(line.startswith("error: ") for line in lines)
+    assert captured.out == ""
+    return [line.removeprefix("error: ") for line in lines]
 
 
-def test_bad_input_ends_with_status_2_and_every_problem(capsys, tmp_path):
-    argv = ["--model", "vgg99", "--epochs", "0", "--lr", "-1", "--output", str(tmp_path / "out")]
-    assert training.main(argv) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "error: --epochs must be at least 1, got 0",
-        "error: --lr must lie in (0, 10], got -1.0",
-        "error: unknown model 'vgg99': --model must be one of squeezenet, alexnet",
-    ]
+@pytest.fixture
+def nothing_written(monkeypatch, tmp_path):
+    """Runs in an empty folder that must stay empty."""
+    monkeypatch.chdir(tmp_path)
+    yield
     assert list(tmp_path.iterdir()) == []
+
+
+BAD = [
+    ("--epochs 0", "--epochs must be at least 1, got 0"),
+    ("--epochs x", "--epochs must be a whole number, got 'x'"),
+    ("--small-epochs -1", "--small-epochs must be at least 0, got -1"),
+    ("--qat-epochs 0.5", "--qat-epochs must be a whole number, got '0.5'"),
+    ("--batch-size 1", "--batch-size must be at least 2, got 1"),
+    ("--optimizer adam", "--optimizer must be muon or sgd, got 'adam'"),
+    ("--lr 0", "--lr must be above 0 and at most 10, got 0"),
+    ("--lr -1", "--lr must be above 0 and at most 10, got -1"),
+    ("--lr nan", "--lr must be above 0 and at most 10, got nan"),
+    ("--head-lr 0", "--head-lr must be above 0 and at most 10, got 0"),
+    ("--label-smoothing 1", "--label-smoothing must be at least 0 and below 1, got 1"),
+    ("--dropout 1", "--dropout must be at least 0 and below 1, got 1"),
+    ("--cutout -1", "--cutout must be at least 0 and at most 1000, got -1"),
+    ("--batch-norm yes", "--batch-norm must be on or off, got 'yes'"),
+    ("--sr 0", "--sr must be above 0 and at most 1, got 0"),
+    ("--sr 1.5", "--sr must be above 0 and at most 1, got 1.5"),
+    ("--sr half", "--sr must be a number, got 'half'"),
+    ("--pct3x3 1", "--pct3x3 must be above 0 and below 1, got 1"),
+    ("--pct3x3 0", "--pct3x3 must be above 0 and below 1, got 0"),
+    ("--precision int8", "--precision must be auto, float32 or bf16, got 'int8'"),
+    ("--seed -1", "--seed must be at least 0, got -1"),
+    ("--dataset mnist", "--dataset must be digits, cifar10 or imagefolder, got 'mnist'"),
+    ("--device tpu", "--device must be auto, cpu or cuda, got 'tpu'"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), BAD)
+def test_bad_value_ends_with_status_2(capsys, nothing_written, argv, said):
+    assert told_by(capsys, *argv.split()) == [said]
+
+
+def test_unknown_model_ends_with_status_2(capsys, nothing_written):
+    (problem,) = told_by(capsys, "--model", "vgg99")
+    assert problem.startswith("--model must be squeezenet, ") and problem.endswith(", got 'vgg99'")
+
+
+def test_all_bad_values_are_reported_at_once(capsys, nothing_written):
+    argv = "--model vgg99 --epochs 0 --lr -1 --sr 1.5 --pct3x3 1 --seed x --data-dir here"
+    assert [problem.split(" must ")[0] for problem in told_by(capsys, *argv.split())] == [
+        "--epochs",
+        "--lr",
+        "--sr",
+        "--pct3x3",
+        "--seed",
+        "--model",
+        "--data-dir is for cifar10 and imagefolder; digits is bundled: leave it out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("--small-epochs 13", "--small-epochs must be at most --epochs, got 13 of 12"),
+        ("--epochs 3 --small-epochs 4", "--small-epochs must be at most --epochs, got 4 of 3"),
+        ("--model alexnet --small-epochs 1", "--small-epochs: alexnet reads one image size only, leave it out"),
+        ("--model vgg16 --small-epochs 1", "--small-epochs: vgg16 reads one image size only, leave it out"),
+        (
+            "--dataset imagefolder",
+            "--dataset imagefolder needs --data-dir, a folder with train/ and test/ (or val/)",
+        ),
+    ],
+)
+def test_contradiction_ends_with_status_2(capsys, nothing_written, argv, said):
+    assert told_by(capsys, *argv.split()) == [said]
+
+
+@pytest.mark.parametrize("flag", ["--sr", "--pct3x3"])
+@pytest.mark.parametrize("model", ["alexnet", "vgg16"])
+def test_metaparameters_are_for_squeezenets(capsys, nothing_written, flag, model):
+    (problem,) = told_by(capsys, "--model", model, flag, "0.5")
+    assert f"only SqueezeNets have them, and {model} is none: leave them out" in problem
+    assert flag in problem
+
+
+def test_all_contradictions_are_reported_at_once(capsys, nothing_written):
+    argv = "--model alexnet --sr 0.5 --epochs 2 --small-epochs 3 --data-dir here"
+    found = told_by(capsys, *argv.split())
+    assert len(found) == 4
+    for problem, words in zip(found, ("--data-dir is for", "only SqueezeNets", "one image size", "got 3"), strict=True):
+        assert words in problem
+
+
+def test_cuda_without_a_gpu(capsys, nothing_written, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    said = "--device cuda: torch sees no GPU here, use --device cpu"
+    assert told_by(capsys, "--device", "cuda") == [said]
+
+
+def test_cuda_without_a_gpu_is_reported_with_the_rest(capsys, nothing_written, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    found = told_by(capsys, "--device", "cuda", "--epochs", "0")
+    assert [problem.split()[0] for problem in found] == ["--epochs", "--device"]
+
+
+def test_device():
+    with pytest.MonkeyPatch.context() as patch:
+        for there, found in ((False, "cpu"), (True, "cuda")):
+            patch.setattr(torch.cuda, "is_available", lambda there=there: there)
+            assert training._device("auto") == found
+            assert training._device("cpu") == "cpu"
+        assert training._device("cuda") == "cuda"
+
+
+def test_images_that_the_network_cannot_read(capsys, nothing_written, monkeypatch, few):
+    monkeypatch.setattr(data, "load", lambda name, data_dir: replace(few, name="cifar10"))
+    assert training.main(["--model", "squeezenet_v1_1", "--dataset", "cifar10"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: cifar10 has images of 32x32 pixels, and this network reads 224x224: ")
 
 
 def test_output_that_cannot_be_written(capsys, tmp_path):
     (tmp_path / "file").touch()
-    assert training.main(["--output", str(tmp_path / "file" / "below")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: --output {tmp_path / 'file' / 'below'} cannot be written (")
-
-
-def test_unknown_dataset_ends_with_status_2(capsys):
-    assert training.main(["--dataset", "mnist"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown dataset 'mnist'")
+    (problem,) = told_by(capsys, "--output", str(tmp_path / "file" / "below"))
+    assert problem.startswith(f"--output {tmp_path / 'file' / 'below'} cannot be written (")
 
 
 def test_interrupt_ends_with_status_130_and_no_traceback(monkeypatch, capsys):
@@ -193,29 +559,94 @@ def test_interrupt_ends_with_status_130_and_no_traceback(monkeypatch, capsys):
     assert line.startswith("interrupted")
 
 
-def test_command_writes_both_teachers(few, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(data, "load", lambda name, data_dir: replace(few, name="imagefolder:few"))
-    argv = ["--model", "alexnet", "--epochs", "1", "--batch-size", "16", "--lr", "0.01", "--output", str(tmp_path)]
-    assert training.main(argv) == 0
-    stem = tmp_path / "alexnet-imagefolder-few"
-    assert teacher.read(f"{stem}.int8.json").network.model == "alexnet"
-    assert isinstance(teacher.read_float(f"{stem}.float.json"), models.AlexNet)
-    recipe = json.loads(stem.with_name(f"{stem.name}.int8.json").read_text())["recipe"]
-    assert recipe == {"epochs": 1, "batch_size": 16, "learning_rate": 0.01, "batch_norm": True, "seed": 0}
-    output = capsys.readouterr().out
-    assert "epoch 1/1: loss " in output
-    assert f"wrote {stem}.int8.json" in output
+STEM = "squeezenet_compact-imagefolder-few"
+ARGV = (
+    "--model squeezenet_compact --sr 0.05 --epochs 2 --small-epochs 1 --batch-size 16 --lr 0.01 --precision float32 "
+    "--device cpu"
+).split()
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 10])
-def test_any_number_of_steps_has_a_schedule(few, tmp_path, steps):
-    recipe = Recipe(epochs=steps, batch_size=32)  # one step an epoch; OneCycleLR cannot divide 5 by itself
-    training.train("squeezenet", few, recipe, tmp_path / "c.checkpoint")
+@pytest.fixture(scope="module")
+def commanded(few, tmp_path_factory):
+    """The command's folder and output after a float training, after QAT on top of it, and after that once more."""
+    folder = tmp_path_factory.mktemp("teachers")
+    left = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda name, data_dir: replace(few, name="imagefolder:few"))
+        for name, more in (("float", []), ("QAT", ["--qat-epochs", "1"]), ("again", ["--qat-epochs", "1"])):
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                assert training.main([*ARGV, *more, "--output", str(folder)]) == 0
+            files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+            boards = list((folder / f"{STEM}.tensorboard").iterdir())
+            left[name] = SimpleNamespace(output=output.getvalue().splitlines(), files=files, boards=boards)
+    return folder / STEM, left
 
 
-def test_what_is_no_checkpoint_is_told(few, tmp_path):
-    checkpoint = tmp_path / "c.checkpoint"
-    checkpoint.write_text("x")
-    with pytest.raises(InputError, match="is no"):
-        training.train("squeezenet", few, RECIPE, checkpoint)
-    assert checkpoint.read_text() == "x"
+def records(files: dict[str, bytes]) -> list[dict]:
+    return [json.loads(line) for line in files[f"{STEM}.jsonl"].splitlines()]
+
+
+def test_command_writes_both_teachers(commanded):
+    stem, left = commanded
+    assert sorted(left["float"].files) == [
+        f"{STEM}.checkpoint",
+        f"{STEM}.float.json",
+        f"{STEM}.float.safetensors",
+        f"{STEM}.int8.json",
+        f"{STEM}.int8.safetensors",
+        f"{STEM}.jsonl",
+    ]
+    assert teacher.read(f"{stem}.int8.json").network.model == "squeezenet_compact"
+    module = teacher.read_float(f"{stem}.float.json")
+    assert isinstance(module, models.SqueezeNet) and module.standardised
+    assert module.blocks["fire2"].squeeze[0].out_channels == round(0.05 * 128)
+    for kind in ("float", "int8"):
+        about = json.loads(left["float"].files[f"{STEM}.{kind}.json"])
+        assert about["recipe"] == {
+            "epochs": 2, "small_epochs": 1, "qat_epochs": 0, "batch_size": 16, "optimizer": "muon", "lr": 0.01,
+            "head_lr": 0.1, "label_smoothing": 0.1, "dropout": 0.0, "cutout": 0, "batch_norm": True, "sr": 0.05,
+            "pct3x3": None, "precision": "float32", "seed": 0,
+        }  # fmt: skip
+        assert about["architecture"] == {"batch_norm": True, "dropout": 0.0, "squeeze_ratio": 0.05}
+        assert about["command"] == f"python -m approx_env.training {' '.join(ARGV)} --output {stem.parent}"
+
+
+def test_command_tells_what_it_does(commanded):
+    stem, left = commanded
+    output = left["float"].output
+    assert output[0] == f"training on cpu, {torch.get_num_threads()} threads, float32"
+    assert [line.split(":")[0] for line in output[1:3]] == ["float epoch 1/2", "float epoch 2/2"]
+    assert output[-1] == f"wrote {stem}.int8.json"
+
+
+def test_command_writes_json_lines_and_tensorboard(commanded):
+    _, left = commanded
+    (one, two), (*same, third) = records(left["float"].files), records(left["QAT"].files)
+    assert [one, two] == same
+    stages = [(record["stage"], record["epoch"], record["epochs"]) for record in (one, two, third)]
+    assert stages == [("float", 1, 2), ("float", 2, 2), ("QAT", 1, 1)]
+    assert set(one) == set(third) == {
+        "stage", "epoch", "epochs", "loss", "learning_rate", "input_seconds", "validation_accuracy", "seconds"
+    }  # fmt: skip
+    assert left["again"].files[f"{STEM}.jsonl"] == left["QAT"].files[f"{STEM}.jsonl"]
+    assert left["float"].boards and all(path.stat().st_size > 0 for path in left["float"].boards)
+
+
+def test_quantised_training_goes_on_from_the_finished_float_one(commanded):
+    stem, left = commanded
+    before, after = left["float"], left["QAT"]
+    assert f"resuming after epoch 2 from {stem}.checkpoint" in after.output
+    assert [line.split(":")[0] for line in after.output if " epoch " in line and line[0] != "r"] == ["QAT epoch 1/1"]
+    for suffix in ("checkpoint", "float.safetensors"):
+        assert after.files[f"{STEM}.{suffix}"] == before.files[f"{STEM}.{suffix}"]
+    assert set(after.files) - set(before.files) == {f"{STEM}.qat.checkpoint"}
+    one, two = (json.loads(run.files[f"{STEM}.int8.json"])["validation_accuracy_by_scales"] for run in (before, after))
+    assert list(one) == ["MSE-optimal", "clipped maximum"]
+    assert list(two) == [*one, "quantisation-aware"]
+    assert {way: two[way] for way in one} == one
+
+
+def test_a_finished_command_writes_the_same_again(commanded):
+    _, left = commanded
+    assert left["again"].files == left["QAT"].files
+    assert not any(line.startswith(("float epoch", "QAT epoch")) for line in left["again"].output)

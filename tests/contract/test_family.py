@@ -1,0 +1,150 @@
+"""What every member of the family must do: be quantised, stored, run bit for bit, be a teacher, and be searched."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from ray.cluster_utils import Cluster
+
+from approx_env import calibration, data, models, quantize, teacher, training
+from approx_env.engine import Engine
+from approx_env.env import TapEnv
+from approx_env.evaluator import Evaluator, Problem, Reward
+from approx_env.network import Addition, Network, pool_first
+from search import run
+from tests import twins
+
+SIZES = {"train": 64, "calibration": 32, "search": 16, "validation": 16, "test": 16}
+
+
+@pytest.fixture(scope="module")
+def few_digits() -> data.Dataset:
+    """The first digits of each split."""
+    digits = data.load("digits")
+    return replace(digits, labels={split: digits.labels[split][:count] for split, count in SIZES.items()})
+
+
+@pytest.fixture(scope="module", params=models.MODELS)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(name, few_digits, tmp_path_factory):
+    """Path of an INT8 teacher that the training command has made in one epoch."""
+    folder = tmp_path_factory.mktemp(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda *arguments: few_digits)
+        argv = ["--model", name, "--epochs", "1", "--batch-size", "16", "--output", str(folder)]
+        assert training.main(argv) == 0
+    return folder / f"{name}-digits.int8.json"
+
+
+@pytest.fixture(scope="module")
+def network(trained) -> Network:
+    return teacher.read(trained).network
+
+
+@pytest.fixture(scope="module")
+def problem(network, few_digits) -> Problem:
+    sized = few_digits.sized(network.input_shape[1])
+    calibrated = calibration.calibrate(network, [sized.load("calibration")[0]])
+    return Problem(network, calibrated, *sized.load("search", 4), Reward())
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray node that all searches of this module share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        node = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 2**28})
+        yield node.address
+        node.shutdown()
+
+
+def test_layers_follow_from_the_model(name, network):
+    module = models.build(name, 10)
+    assert network.layers == tuple(module.layers)
+    assert network.attention == module.attention
+    assert network.input_shape == (3, module.image_size, module.image_size)
+    assert network.standardised == module.standardised
+    additions = sum(isinstance(node, Addition) for node in network.nodes)
+    assert additions == {"squeezenet_simple_bypass": 4, "squeezenet_complex_bypass": 8}.get(name, 0)
+
+
+def test_engine_gives_the_integers_of_the_reference(network, problem):
+    images = problem.images[:2]
+    configured = zip(problem.calibration.quintile, problem.calibration.tmax, strict=True)
+    for configuration in ({}, dict(zip(network.layers, configured, strict=True))):
+        twins.check_every_node(network, images, configuration)
+
+
+def test_pools_move_in_front_of_layers_without_a_change(network, problem):
+    def logits(chosen: Network) -> torch.Tensor:
+        runner = Engine(chosen)
+        state = runner.start(problem.images)
+        for codes, tmax in zip(problem.calibration.quintile, problem.calibration.tmax, strict=True):
+            state = runner.advance(state, codes, tmax)
+        return runner.logits(state)
+
+    assert torch.equal(logits(network), logits(pool_first(network)))
+
+
+def test_int8_follows_the_float_network(trained, network, few_digits):
+    module = teacher.read_float(str(trained).replace(".int8.", ".float."))
+    images, _ = few_digits.sized(module.image_size).load("validation")
+    exact = training.predictor(module, module.standardised)(images)
+    found = Engine(network).forward(images)
+    assert (found - exact).abs().mean() < 0.1 * exact.std()
+
+
+def test_shared_scales(network):
+    """What is added or concatenated has one scale, and so has the sum."""
+    for node in network.nodes:
+        if len(node.inputs) > 1:
+            assert {network.scales[source] for source in node.inputs} == {network.scales[node.name]}
+
+
+def test_environment(problem):
+    check_env(TapEnv(Evaluator(problem)), skip_render_check=True)
+
+
+def test_search(name, trained, few_digits, cluster, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", lambda *arguments: few_digits)
+    argv = f"""--layers {name} --teacher {trained} --algorithm random --episodes 3 --search-images 4 --calib-batches 2
+        --batch-size 16 --num-env-runners 1 --top 2 --address {cluster} --results {tmp_path} --run-name r"""
+    assert run.main(argv.split()) == 0, capsys.readouterr().err
+    layers = models.build(name, 10).layers
+    rows = pd.read_parquet(tmp_path / "r" / "episodes")
+    assert len(rows) == 3
+    assert all(f"{layer}_t1" in rows for layer in layers)
+    assert list(json.loads((tmp_path / "r" / "best.json").read_text())["layers"]) == list(layers)
+
+
+def test_quantising_needs_no_model_class(few_digits):
+    """A bypass of one's own, with the input added before the pool that follows."""
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)
+            self.one, self.two, self.pool = torch.nn.Identity(), torch.nn.Identity(), torch.nn.MaxPool2d(2)
+            self.last = torch.nn.Linear(8 * 16 * 16, 10)
+
+        def forward(self, x):
+            x = self.one(torch.relu(self.first(x)))
+            x = self.pool(self.two(x + torch.relu(self.second(x))))
+            return self.last(torch.flatten(x, 1))
+
+    module = Own().eval()
+    images, _ = few_digits.load("calibration")
+    made = quantize.quantize(
+        module, images, model="own", classes=few_digits.classes, layers={"a": "one", "b": "two"}, attention=("b",)
+    )
+    assert len({made.scales[layer] for layer in ("a", "b", "first", "second")}) == 1
+    exact = training.predictor(module)(images)
+    assert (Engine(made).forward(images) - exact).abs().max() < 0.05 * exact.abs().max()

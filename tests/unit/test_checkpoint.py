@@ -1,0 +1,134 @@
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from approx_env.checkpoint import Checkpoint
+from approx_env.errors import InputError
+
+IDENTITY = {"model": "m", "seed": 3, "lr": None, "share": 0.25, "norm": True}
+
+
+def parts(value: float) -> dict:
+    """A layer of `value` and an optimizer with momentum."""
+    layer = nn.Linear(2, 1)
+    nn.init.constant_(layer.weight, value)
+    nn.init.constant_(layer.bias, -value)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.5, momentum=0.9)
+    return {"network": layer, "sgd": optimizer}
+
+
+def step(stateful: dict) -> None:
+    stateful["network"](torch.tensor([[1.0, 2.0]])).sum().backward()
+    stateful["sgd"].step()
+    stateful["sgd"].zero_grad()
+
+
+def refusal(checkpoint: Checkpoint) -> str:
+    before = checkpoint.path.read_bytes()
+    with pytest.raises(InputError) as caught:
+        checkpoint.resume(parts(0))
+    assert len(caught.value.problems) == 1
+    assert checkpoint.path.read_bytes() == before
+    return str(caught.value)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.checkpoint"
+
+
+def test_nothing_to_resume(path, capsys):
+    stateful = parts(1.5)
+    assert Checkpoint(path, IDENTITY).resume(stateful) == 0
+    assert stateful["network"].weight.tolist() == [[1.5, 1.5]]
+    assert list(path.parent.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_what_was_saved_comes_back(path, capsys):
+    one, other = parts(1.0), parts(7.0)
+    step(one)
+    Checkpoint(path, IDENTITY).save(4, one)
+    assert list(path.parent.iterdir()) == [path]
+    assert capsys.readouterr().out == ""
+    assert Checkpoint(path, dict(IDENTITY)).resume(other) == 4
+    assert capsys.readouterr().out == f"resuming after epoch 4 from {path}\n"
+    # w = 1 - 0.5 g; the second step has the momentum 0.9 g + g
+    assert other["network"].weight.tolist() == [[0.5, 0.0]]
+    step(other)
+    assert other["network"].weight.flatten().tolist() == pytest.approx([0.5 - 0.95, 0.0 - 1.9])
+
+
+def test_a_later_epoch_replaces_an_earlier_one(path):
+    checkpoint = Checkpoint(path, IDENTITY)
+    checkpoint.save(1, parts(1.0))
+    checkpoint.save(2, parts(2.0))
+    found = parts(0.0)
+    assert checkpoint.resume(found) == 2
+    assert found["network"].bias.item() == -2.0
+
+
+@pytest.mark.parametrize("where", ["while writing", "before replacing"])
+def test_a_kill_leaves_the_older_state(path, monkeypatch, where):
+    checkpoint = Checkpoint(path, IDENTITY)
+    checkpoint.save(1, parts(1.0))
+
+    def die(*arguments):
+        if where == "while writing":
+            arguments[1].write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*((torch, "save") if where == "while writing" else (os, "replace")), die)
+        checkpoint.save(2, parts(2.0))
+    found = parts(0.0)
+    assert checkpoint.resume(found) == 1
+    assert found["network"].bias.item() == -1.0
+    checkpoint.save(2, parts(2.0))  # what is left over does not disturb
+    assert checkpoint.resume(found) == 2
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("identity", "named"),
+    [
+        (IDENTITY | {"seed": 4}, "seed"),
+        (IDENTITY | {"lr": 0.1, "model": "n"}, "lr, model"),
+        (IDENTITY | {"norm": False}, "norm"),
+        (IDENTITY | {"more": None}, "more"),
+        ({key: value for key, value in IDENTITY.items() if key != "lr"}, "lr"),
+    ],
+)
+def test_another_training_is_refused_and_kept(path, identity, named):
+    Checkpoint(path, IDENTITY).save(1, parts(1.0))
+    assert refusal(Checkpoint(path, identity)) == (
+        f"{path} is an unfinished training with another {named}: finish it, remove it, or choose another --output"
+    )
+
+
+def test_refused_parts_stay_as_they_were(path):
+    Checkpoint(path, IDENTITY).save(1, parts(1.0))
+    stateful = parts(5.0)
+    with pytest.raises(InputError):
+        Checkpoint(path, IDENTITY | {"seed": 4}).resume(stateful)
+    assert stateful["network"].weight.tolist() == [[5.0, 5.0]]
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "truncated", "list", "other keys", "code"])
+def test_what_is_no_checkpoint_is_told(path, content):
+    checkpoint = Checkpoint(path, IDENTITY)
+    checkpoint.save(1, parts(1.0))
+    if content == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif content in ("empty", "text"):
+        path.write_text("" if content == "empty" else "x")
+    else:
+        torch.save({"list": [1, 2], "other keys": {"epoch": 1}, "code": {"identity": os.getcwd}}[content], path)
+    assert refusal(checkpoint) == (f"{path} is no checkpoint of a training: remove it, or choose another --output")
+
+
+def test_a_part_that_is_not_there_is_told(path):
+    Checkpoint(path, IDENTITY).save(1, {"network": parts(1.0)["network"]})
+    assert "is no checkpoint of a training" in refusal(Checkpoint(path, IDENTITY))
