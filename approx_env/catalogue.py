@@ -34,7 +34,7 @@ def entry(path: Path) -> dict[str, Any]:
     network, about = read.network, read.about
     module = models.build(network.model, len(network.classes), **about["architecture"])
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    recipe, by_scales = about["recipe"], about["validation_accuracy_by_scales"]
+    by_scales = about["validation_accuracy_by_scales"]
     return {
         "model": network.model,
         "dataset": about["dataset"],
@@ -44,7 +44,7 @@ def entry(path: Path) -> dict[str, Any]:
         "int8_bytes": path.with_suffix(".safetensors").stat().st_size,
         "float_accuracy": round(100 * about["float_accuracy"]["test"], 2),
         "int8_accuracy": round(100 * about["int8_accuracy"]["test"], 2),
-        "epochs": recipe["epochs"] + recipe["qat_epochs"],
+        "epochs": about["epochs"],
         "command": about["command"],
         "file": str(path.relative_to(ROOT)),
         "scales": about["scales"],

@@ -85,12 +85,23 @@ def read_float(path: str | os.PathLike) -> nn.Module:
     Raises:
         InputError: as `read`.
     """
-    arrays, about = _read(Path(path))
-    if "model" not in about:
-        raise InputError(f"{path} is not a float teacher: name a .float.json that training wrote")
+    arrays, _ = _read(Path(path))
+    about = about_float(path)
     module = models.build(about["model"], len(about["classes"]), **about["architecture"])
     module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     return module.eval()
+
+
+def about_float(path: str | os.PathLike) -> dict[str, Any]:
+    """What is known of the making of a float teacher.
+
+    Raises:
+        InputError: as `read`.
+    """
+    _, about = _read(Path(path))
+    if "model" not in about:
+        raise InputError(f"{path} is not a float teacher: name a .float.json that training wrote")
+    return about
 
 
 def _describe(quantised: Network) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -139,7 +150,9 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         about = json.loads(path.read_text())
         content = arrays_path.read_bytes()
     except (OSError, ValueError) as error:
-        raise InputError(f"--teacher {path} cannot be read ({error}): name a .json that training wrote") from error
+        raise InputError(
+            f"teacher {path} cannot be read ({error}): name a .json that training wrote (--teacher, --initial)"
+        ) from error
     if not isinstance(about, dict) or hashlib.sha256(content).hexdigest() != about.get("sha256"):
         raise InputError(f"{arrays_path} is not what {path.name} describes (truncated or exchanged): copy both anew")
     return load(content), about

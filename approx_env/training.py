@@ -69,6 +69,9 @@ class Recipe:
     batch_norm: bool = switch(True, "batch norm")
     sr: float | None = number(None, "SqueezeNet's squeeze ratio (default: the model's own)", above=0, high=1)
     pct3x3: float | None = number(None, "SqueezeNet's share of 3x3 filters (default 0.5)", above=0, below=1)
+    initial: str | None = option(
+        None, "float teacher to begin from, a .float.json (default: fresh weights)", metavar="FILE"
+    )
     precision: str = option("auto", "of products; auto: bf16 in hardware", choices=("auto", "float32", "bf16"))
     seed: int = integer(0, "of weights, order, augmentation and dropout", 0)
 
@@ -128,10 +131,12 @@ def train(
             `input_seconds`.
 
     Raises:
-        InputError: the checkpoint was made by another model, dataset or recipe.
+        InputError: the checkpoint was made by another model, dataset or recipe; the initial teacher has other weights.
     """
     torch.manual_seed(recipe.seed)
     model = models.build(model_name, len(dataset.classes), **recipe.architecture)
+    if recipe.initial:
+        _begin_from(recipe.initial, model)
     model = model.to(device, memory_format=torch.channels_last)
     dataset = dataset.sized(model.image_size)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -167,6 +172,14 @@ def train_quantised(
     stage = _Stage("QAT", model, optimizers, recipe.qat_epochs, 0, Checkpoint(checkpoint, identity))
     _fit(stage, recipe, dataset, draft.header["standardised"], observe)
     return model.draft()
+
+
+def _begin_from(path: str, model: models.Blocks) -> None:
+    weights = teacher.read_float(path).state_dict()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"--initial {path} holds another network: name a float teacher of the same one") from error
 
 
 @dataclass(frozen=True)
@@ -304,12 +317,14 @@ def write_teachers(
     tested = accuracy(engine.Engine(networks[chosen]).forward, *held_out["test"])
     int8_accuracy = {"validation": by_scales[chosen], "test": tested}
     _tell(f"INT8, {chosen} scales", int8_accuracy)
+    before = teacher.about_float(recipe.initial) if recipe.initial else {}
     about = {
         "dataset": dataset.name,
         "classes": list(dataset.classes),
         "architecture": recipe.architecture,
         "recipe": asdict(recipe),
-        "command": command,
+        "epochs": before.get("epochs", 0) + recipe.epochs,
+        "command": " && ".join(part for part in (before.get("command"), command) if part),
         "float_accuracy": float_accuracy,
         "int8_accuracy": int8_accuracy,
         "scales": chosen,

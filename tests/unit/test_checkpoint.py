@@ -116,7 +116,7 @@ def test_refused_parts_stay_as_they_were(path):
     assert stateful["network"].weight.tolist() == [[5.0, 5.0]]
 
 
-@pytest.mark.parametrize("content", ["empty", "text", "truncated", "list", "other keys", "code"])
+@pytest.mark.parametrize("content", ["empty", "text", "truncated", "list", "number", "other keys", "code"])
 def test_what_is_no_checkpoint_is_told(path, content):
     checkpoint = Checkpoint(path, IDENTITY)
     checkpoint.save(1, parts(1.0))
@@ -125,7 +125,13 @@ def test_what_is_no_checkpoint_is_told(path, content):
     elif content in ("empty", "text"):
         path.write_text("" if content == "empty" else "x")
     else:
-        torch.save({"list": [1, 2], "other keys": {"epoch": 1}, "code": {"identity": os.getcwd}}[content], path)
+        saved = {
+            "list": [1, 2],
+            "number": {"identity": 5, "epoch": 1},
+            "other keys": {"epoch": 1},
+            "code": {"identity": os.getcwd},
+        }
+        torch.save(saved[content], path)
     assert refusal(checkpoint) == (f"{path} is no checkpoint of a training: remove it, or choose another --output")
 
 

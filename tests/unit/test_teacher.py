@@ -107,12 +107,12 @@ def test_accuracy_in_batches(small):
 
 def test_missing_files(folder):
     absent = folder / "absent.int8.json"
-    assert refusal(absent).startswith(f"--teacher {absent} cannot be read (")
-    assert refusal(absent).endswith("): name a .json that training wrote")
-    assert refusal(folder).startswith(f"--teacher {folder} cannot be read (")
+    assert refusal(absent).startswith(f"teacher {absent} cannot be read (")
+    assert refusal(absent).endswith("): name a .json that training wrote (--teacher, --initial)")
+    assert refusal(folder).startswith(f"teacher {folder} cannot be read (")
     path = folder / "squeezenet-few.int8.json"
     path.with_suffix(".safetensors").unlink()
-    assert refusal(path).startswith(f"--teacher {path} cannot be read (")
+    assert refusal(path).startswith(f"teacher {path} cannot be read (")
 
 
 @pytest.mark.parametrize("kept", [0, 100, -1])
@@ -138,7 +138,7 @@ def test_exchanged_arrays(folder):
 def test_not_json(folder, content):
     path = folder / "squeezenet-few.int8.json"
     path.write_bytes(content)
-    assert refusal(path).startswith(f"--teacher {path} cannot be read (")
+    assert refusal(path).startswith(f"teacher {path} cannot be read (")
 
 
 @pytest.mark.parametrize("content", [[], {}, {"sha256": None}, "text", 5])
@@ -222,7 +222,7 @@ def test_shipped_teachers_keep_what_they_claim(model, networks, digits):
 
 
 def test_shipped_teachers_are_small():
-    assert sum(path.stat().st_size for path in teacher.SHIPPED.iterdir()) < 5_000_000
+    assert sum(path.stat().st_size for path in teacher.SHIPPED.iterdir()) < 7_000_000
 
 
 def test_no_shipped_teacher():

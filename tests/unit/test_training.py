@@ -605,7 +605,7 @@ def test_command_writes_both_teachers(commanded):
         assert about["recipe"] == {
             "epochs": 2, "small_epochs": 1, "qat_epochs": 0, "batch_size": 16, "optimizer": "muon", "lr": 0.01,
             "head_lr": 0.1, "label_smoothing": 0.1, "dropout": 0.0, "cutout": 0, "batch_norm": True, "sr": 0.05,
-            "pct3x3": None, "precision": "float32", "seed": 0,
+            "pct3x3": None, "initial": None, "precision": "float32", "seed": 0,
         }  # fmt: skip
         assert about["architecture"] == {"batch_norm": True, "dropout": 0.0, "squeeze_ratio": 0.05}
         assert about["command"] == f"python -m approx_env.training {' '.join(ARGV)} --output {stem.parent}"
@@ -650,3 +650,31 @@ def test_a_finished_command_writes_the_same_again(commanded):
     _, left = commanded
     assert left["again"].files == left["QAT"].files
     assert not any(line.startswith(("float epoch", "QAT epoch")) for line in left["again"].output)
+
+
+def test_begins_from_a_float_teacher(few, tmp_path, monkeypatch):
+    """The weights are taken over, epochs and commands add up."""
+    monkeypatch.setattr(data, "load", lambda name, data_dir: few)
+    first = ["--model", "squeezenet_compact", "--epochs", "2", "--batch-size", "16", "--output", str(tmp_path / "a")]
+    assert training.main(first) == 0
+    path = tmp_path / "a" / "squeezenet_compact-few.float.json"
+    argv = [*first[:2], "--epochs", "1", "--lr", "1e-9", "--head-lr", "1e-9", "--initial", str(path)]
+    assert training.main([*argv, "--output", str(tmp_path / "b")]) == 0
+    one, other = (teacher.read_float(tmp_path / part / path.name) for part in "ab")
+    for name, parameter in one.named_parameters():
+        assert torch.allclose(parameter, other.get_parameter(name), atol=1e-6), name
+    about = teacher.about_float(tmp_path / "b" / path.name)
+    assert about["epochs"] == 3
+    assert about["command"].count("python -m approx_env.training --model squeezenet_compact --epochs") == 2
+
+
+def test_another_networks_weights_are_refused(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "load", lambda name, data_dir: few)
+    argv = ["--epochs", "1", "--batch-size", "16", "--output", str(tmp_path)]
+    assert training.main(["--model", "squeezenet_compact", *argv]) == 0
+    path = tmp_path / "squeezenet_compact-few.float.json"
+    capsys.readouterr()
+    assert training.main(["--model", "squeezenet", "--initial", str(path), *argv]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --initial {path} holds another network: name a float teacher of the same one\n"
+    )
