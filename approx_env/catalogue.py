@@ -133,7 +133,7 @@ def stored(network: Network) -> dict[str, float]:
         present = counts[counts > 0]
         bits -= (present * np.log2(present / present.sum())).sum()
     rest = len(content) - sum(node.weight.nbytes for node in weighted)
-    zstd = len(pa.compress(content, codec=pa.Codec("zstd", compression_level=19), asbytes=True))
+    zstd = len(pa.Codec("zstd", compression_level=19).compress(content, asbytes=True))
     return {"raw": len(content), "zstd": zstd, "entropy": bits / 8 + rest}
 
 
