@@ -543,7 +543,8 @@ def test_images_that_the_network_cannot_read(capsys, nothing_written, monkeypatc
     assert line.startswith("error: cifar10 has images of 32x32 pixels, and this network reads 224x224: ")
 
 
-def test_output_that_cannot_be_written(capsys, tmp_path):
+def test_output_that_cannot_be_written(capsys, monkeypatch, tmp_path, few):
+    monkeypatch.setattr(data, "load", lambda name, data_dir: few)
     (tmp_path / "file").touch()
     (problem,) = told_by(capsys, "--output", str(tmp_path / "file" / "below"))
     assert problem.startswith(f"--output {tmp_path / 'file' / 'below'} cannot be written (")
