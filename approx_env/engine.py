@@ -1,5 +1,7 @@
 """Runs an INT8 network on oneDNN's uint8 convolution kernels, one segment at a time.
 
+On CPUs without VNNI the kernels of `convolution.py`, which are faster there, take the convolutions that they can.
+
 A segment is what lies between two approximated layers. The engine takes a batch to the codes of the first layer
 (`start`), then applies a layer's TAP and goes on to the next one (`advance`), until the logits. Nothing in it knows
 a model. Packed weights cannot be pickled: build an engine in each process, from the network.
@@ -14,7 +16,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from approx_env import data, kernels, quantize, tap
+from approx_env import convolution, data, kernels, quantize, tap
 from approx_env.errors import InputError
 from approx_env.network import (
     INPUT,
@@ -62,6 +64,7 @@ class Engine:
         self.network = network
         self._packed = {node.name: _pack(network, node) for node in network.nodes if isinstance(node, Weighted)}
         self._segments = _segments(network)
+        self._slices = self._find_slices()
         self._live = _live_after(self._segments, network, observed)
 
     def start(self, images: torch.Tensor | np.ndarray) -> State:
@@ -101,14 +104,19 @@ class Engine:
 
     def _run(self, segment: int, tensors: dict[str, torch.Tensor]) -> State:
         for node in self._segments[segment]:
-            tensors[node.name] = self._apply(node, [tensors[name] for name in node.inputs])
+            if node.name not in tensors:  # a concatenation whose parts were written into it is there already
+                tensors[node.name] = self._apply(node, tensors)
         keep = self._live[segment]
         return State(segment, {name: tensor for name, tensor in tensors.items() if name in keep})
 
-    def _apply(self, node: Node, inputs: list[torch.Tensor]) -> torch.Tensor:
+    def _apply(self, node: Node, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        inputs = [tensors[name] for name in node.inputs]
         match node:
             case Convolution() | Linear():
-                return self._packed[node.name](inputs[0])
+                packed = self._packed[node.name]
+                if isinstance(packed, convolution.Packed):
+                    return self._convolve(node, packed, tensors)
+                return packed(inputs[0])
             case MaxPool():
                 return _max_pool(inputs[0], node, self.network.shapes[node.name])
             case Concatenation():
@@ -120,6 +128,32 @@ class Engine:
             case GlobalAveragePool():
                 return inputs[0].mean((2, 3))
         raise NotImplementedError(type(node).__name__)
+
+
+    def _convolve(self, node: Convolution, packed: convolution.Packed, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Runs one of our own convolutions, straight into the concatenation that reads it, if one does."""
+        x = tensors[node.inputs[0]].permute(0, 2, 3, 1).contiguous()
+        channels = len(node.weight)
+        whole, offset = self._slices.get(node.name, (node.name, 0))
+        if whole not in tensors:
+            shape = self.network.shapes[whole]
+            tensors[whole] = torch.empty(len(x), *shape, dtype=torch.uint8, memory_format=torch.channels_last)
+        y = tensors[whole].permute(0, 2, 3, 1)
+        packed(x.numpy(), y.numpy(), offset)
+        return tensors[whole][:, offset : offset + channels]
+
+    def _find_slices(self) -> dict[str, tuple[str, int]]:
+        """The convolutions that write into a concatenation: its name, and the first of their channels in it."""
+        slices = {}
+        for node in self.network.nodes:
+            if isinstance(node, Concatenation) and all(self._writes_slices(name) for name in node.inputs):
+                widths = [self.network.shapes[name][0] for name in node.inputs]
+                slices |= {name: (node.name, sum(widths[:k])) for k, name in enumerate(node.inputs)}
+        return slices
+
+    def _writes_slices(self, name: str) -> bool:
+        """Whether the named tensor is one of our own convolutions', and read by one node alone."""
+        return isinstance(self._packed.get(name), convolution.Packed) and len(self.network.consumers(name)) == 1
 
 
 @cache
@@ -143,6 +177,11 @@ def _pack(network: Network, node: Weighted):
         )
     source = node.inputs[0]
     scale, zero_point = network.scales[source], network.zero_point(source)
+    if isinstance(node, Convolution) and node.scale is not None and saturates() and convolution.available():
+        kind = convolution.packable(node.weight, node.bias, node.stride, node.padding)
+        if kind is not None:
+            multiplier = scale * node.weight_scale.astype(np.float64) / node.scale
+            return kind(node.weight, node.bias, multiplier, zero_point, node.stride, node.padding)
     weight, weight_scale = torch.from_numpy(np.ascontiguousarray(node.weight)), torch.from_numpy(node.weight_scale)
     bias = torch.from_numpy((node.bias * (scale * node.weight_scale.astype(np.float64))).astype(np.float32))
     common = {"relu": node.relu, "output_scale": node.scale}

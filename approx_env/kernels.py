@@ -9,6 +9,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from approx_env import simd
+
 _compiled = numba.njit(nogil=True, cache=True)
 
 
@@ -44,14 +46,22 @@ def max_pool(x, y, kernel, stride):
     count, height, width, channels = x.shape
     for n in range(count):
         for i in range(y.shape[1]):
+            top, rows = i * stride, min(kernel, height - i * stride)
             for j in range(y.shape[2]):
-                target = y[n, i, j]
-                target[:] = x[n, i * stride, j * stride]
-                for row in range(i * stride, min(i * stride + kernel, height)):
-                    for column in range(j * stride, min(j * stride + kernel, width)):
-                        source = x[n, row, column]
-                        for c in range(channels):
-                            target[c] = max(target[c], source[c])
+                left, columns = j * stride, min(kernel, width - j * stride)
+                if channels >= simd.POOLED:
+                    source = x.ctypes.data + ((n * height + top) * width + left) * channels
+                    target = y.ctypes.data + ((n * y.shape[1] + i) * y.shape[2] + j) * channels
+                    for begin in range(0, channels, simd.POOLED):
+                        c = min(begin, channels - simd.POOLED)
+                        simd.window_maximum(source + c, rows, width * channels, columns, channels, target + c)
+                    continue
+                for c in range(channels):
+                    highest = np.uint8(0)
+                    for row in range(top, top + rows):
+                        for column in range(left, left + columns):
+                            highest = max(highest, x[n, row, column, c])
+                    y[n, i, j, c] = highest
 
 
 @_compiled
