@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from approx_env import tap
-from approx_env.engine import Engine
+from approx_env import engines, tap
 from approx_env.errors import InputError
 from approx_env.network import Network
 
@@ -82,7 +81,13 @@ def observe(histogram: np.ndarray, depth: float) -> np.ndarray:
 
 
 def calibrate(
-    network: Network, batches: Iterable[np.ndarray], *, tmax_percentile: float = 90.0, tmax_offset: int = 10
+    network: Network,
+    batches: Iterable[np.ndarray],
+    *,
+    tmax_percentile: float = 90.0,
+    tmax_offset: int = 10,
+    engine: str = "onednn",
+    device: str = "cpu",
 ) -> Calibration:
     """Counts each layer's codes on calibration images and fixes its tmax.
 
@@ -92,18 +97,19 @@ def calibrate(
         batches: images `(n, c, h, w) uint8`.
         tmax_percentile: in (0, 100].
         tmax_offset: codes, may be negative.
+        engine, device: what to run on, as `engines.build` takes them.
 
     Raises:
         InputError: a layer never has a nonzero code.
     """
-    engine = Engine(network)
+    runner = engines.build(network, engine, device)
     histograms = np.zeros((len(network.layers), CODE_COUNT), np.int64)
     for images in batches:
-        state = engine.start(images)
+        state = runner.start(images)
         for histogram in histograms:
-            codes = engine.codes(state)
+            codes = runner.codes(state).cpu().byte()
             histogram += np.bincount(codes.permute(0, *range(2, codes.dim()), 1).reshape(-1), minlength=CODE_COUNT)
-            state = engine.advance(state, None)
+            state = runner.advance(state, None)
     layers = []
     for index, (name, histogram) in enumerate(zip(network.layers, histograms, strict=True)):
         nonzero = histogram.copy()

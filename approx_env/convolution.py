@@ -125,13 +125,13 @@ class Shallow(Packed):
         return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3))
 
     def __call__(self, x, y, offset):
-        n, height, width, channels = x.shape
+        height, width = x.shape[1:3]
         wide = max(y.shape[2], FEW_ROWS)  # a row that is too short is computed a little further
         columns = max(width + 2 * self.padding, (wide - 1) * self.stride + self.kernel)
         padded = np.full((height + 2 * self.padding, columns, 4), self.zero_point, np.uint8)
         taps = np.arange(self.kernel)
         offsets = (4 * (taps[:, None] * columns + taps)).astype(np.int32).reshape(-1)
-        target = y if wide == y.shape[2] else np.empty((n, y.shape[1], wide, y.shape[3]), np.uint8)
+        target = y if wide == y.shape[2] else np.empty((len(y), y.shape[1], wide, y.shape[3]), np.uint8)
         _shallow(x, padded, self.padding, self.stride, offsets, self.weight, self.bias, self.multiplier, target, offset)
         if target is not y:
             part = slice(offset, offset + self.bias.size)

@@ -6,9 +6,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from approx_env import kernels
-from approx_env.engine import rows
-
 SOFT_ACCURACY_SHARPNESS = 8.0
 
 
@@ -27,29 +24,20 @@ def kd_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 2
     return temperature**2 * float(divergence.mean())
 
 
-def attention_map(codes: torch.Tensor) -> torch.Tensor:
-    """The normalised attention map of each image: `(n, h * w) float32`, or `(n, features)` for a linear layer.
+def attention_map(energy: torch.Tensor) -> torch.Tensor:
+    """Each image's attention map: its energy `(n, p) float32`, divided by its L2 norm. An all-zero map stays zero.
 
-    Q = sum over channels of squared activations, divided by its L2 norm; the scale cancels, so codes will do. A
-    linear layer's map is its squared activations. An all-zero map stays zero.
-
-    Args:
-        codes: `(n, c, h, w)` or `(n, features)`, `uint8`, zero point 0.
+    The energy is the sum over channels of squared activations at each of p places, or, for a linear layer, each
+    activation's square; the scale cancels, so codes will do.
 
     Source: Zagoruyko & Komodakis, ICLR 2017, eq. 2.
     """
-    if codes.dim() == 2:
-        q = codes.float() ** 2
-    else:
-        q = torch.empty(len(codes), codes.shape[2] * codes.shape[3])
-        channels_last = rows(codes)
-        kernels.energy(channels_last.reshape(-1, channels_last.shape[2]), q.view(-1).numpy())
-    return F.normalize(q, dim=1)
+    return F.normalize(energy, dim=1)
 
 
 def attention_distances(student: torch.Tensor, teacher: torch.Tensor) -> np.ndarray:
     """Squared L2 distance of the normalised maps of each image: `(n, p)` twice -> `(n,) float64` in [0, 2]."""
-    return ((student.double() - teacher.double()) ** 2).sum(1).numpy()
+    return ((student.double() - teacher.double()) ** 2).sum(1).cpu().numpy()
 
 
 def hard_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> float:

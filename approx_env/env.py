@@ -78,12 +78,12 @@ class TapEnv(gym.Env):
         return self._observe(0)
 
     def step(self, action):
-        if self._evaluation is None or self._evaluation.score is not None:
+        if self._evaluation is None or self._evaluation.scores:
             raise gym.error.ResetNeeded("call reset() before step(): no episode is under way")
         codes = np.asarray(action)
-        reward = self._evaluation.advance(codes)
+        (reward,) = self._evaluation.advance(codes[None])
         self._codes.append(codes.tolist())
-        score = self._evaluation.score
+        score = self._evaluation.scores[0] if self._evaluation.scores else None
         observation, info = self._observe(min(self._evaluation.layer, len(self._layers) - 1))
         if score is not None:
             info |= outcome(self._codes, score)

@@ -2,7 +2,8 @@
 
     return = accuracy - kd_weight * KD - at_weight * AT
 
-The teacher's outputs and the first layer's codes, the same for all configurations, are computed once.
+The teacher's outputs and the first layer's codes, the same for all configurations, are computed once. A configuration
+that begins like the one before it starts where they part.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from approx_env import cost, distill, kernels, tap
+from approx_env import cost, distill, engines, tap
 from approx_env.calibration import Calibration
-from approx_env.engine import Engine, State, rows
+from approx_env.engine import State
 from approx_env.network import Network, pool_first
 
 Configuration = Sequence[Sequence[int]]  # (t1, v1, t2, v2) of every layer, in forward order
-CHUNK = 128  # images that pass a segment together
+CACHE_BYTES = 128 * 2**20  # of the last configuration's states
 
 
 @dataclass(frozen=True)
@@ -55,28 +56,53 @@ class Problem:
     images: np.ndarray  # (n, c, h, w) uint8
     labels: np.ndarray  # (n,) int64
     reward: Reward  # how a return is made
+    engine: str = "onednn"  # see `engines`
+    device: str = "cpu"
+
+
+@dataclass
+class Step:
+    """What one layer's codes led to."""
+
+    codes: np.ndarray  # (k, 4)
+    counts: np.ndarray  # (k, 4) int64
+    at: list[float] | None  # AT terms of the k configurations, at an attention layer
+    states: list[State] | None  # behind the layer, one a chunk of images; None once dropped
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the states hold."""
+        return sum(tensor.nbytes for state in self.states or () for tensor in state.tensors.values())
 
 
 class Evaluator:
-    """A problem made ready to score configurations on this machine."""
+    """A problem made ready to score configurations on this machine.
 
-    def __init__(self, problem: Problem):
-        images = problem.images
+    Args:
+        problem: what to score on.
+        cache_bytes: how much of the last configuration's states to keep, >= 0; the deepest layers' stay longest.
+    """
+
+    def __init__(self, problem: Problem, cache_bytes: int = CACHE_BYTES):
         self.reward = problem.reward
         self.calibration = problem.calibration
         self.labels = torch.tensor(problem.labels)
         self.network = pool_first(problem.network)
         self.readers = cost.readers(self.network)
         self.covered = cost.covered(self.network, self.readers)
-        self.engine = Engine(self.network, {reader.tensor for reader in self.readers})
-        self.starts = [self.engine.start(torch.tensor(images[i : i + CHUNK])) for i in range(0, len(images), CHUNK)]
+        self.engine = engines.build(self.network, problem.engine, problem.device, self.readers)
+        self.cache_bytes = cache_bytes
+        self.last: list[Step] = []  # of the configuration scored last, as far as it got
+        chunk = self.engine.chunk
+        images = [torch.tensor(problem.images[i : i + chunk]) for i in range(0, len(problem.images), chunk)]
+        self.starts = [self.engine.start(part) for part in images]
         self.teacher_maps: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
         logits = []
         for state in self.starts:
             for name in self.network.layers:
                 state = self.engine.advance(state, None)
                 if name in self.teacher_maps:
-                    self.teacher_maps[name].append(distill.attention_map(state[name]))
+                    self.teacher_maps[name].append(distill.attention_map(state.energy))
             logits.append(self.engine.logits(state))
         self.teacher_logits = torch.cat(logits)
         self.teacher_accuracy = distill.hard_accuracy(self.teacher_logits, self.labels)
@@ -86,9 +112,19 @@ class Evaluator:
         """Names of the approximated layers."""
         return self.network.layers
 
-    def begin(self) -> Evaluation:
-        """Starts to score one configuration, layer by layer."""
-        return Evaluation(self)
+    def keep(self, steps: list[Step]) -> None:
+        """Remembers the steps of a configuration, and drops the earliest layers' states beyond `cache_bytes`."""
+        self.last = list(steps)
+        excess = sum(step.size_bytes for step in steps) - self.cache_bytes
+        for step in steps[:-1]:
+            if excess <= 0:
+                break
+            excess -= step.size_bytes
+            step.states = None
+
+    def begin(self, configurations: int = 1) -> Evaluation:
+        """Starts to score configurations in lockstep, layer by layer."""
+        return Evaluation(self, configurations)
 
     def evaluate(self, configuration: Configuration) -> Score:
         """Scores a whole configuration.
@@ -103,79 +139,110 @@ class Evaluator:
             tap.check(codes, limit)
         evaluation = self.begin()
         for codes in configuration:
-            evaluation.advance(codes)
-        return evaluation.score
+            evaluation.advance([codes])
+        return evaluation.scores[0]
 
 
 class Evaluation:
-    """One configuration on its way through the network."""
+    """One configuration, or several in lockstep, on the way through the network."""
 
-    def __init__(self, evaluator: Evaluator):
+    def __init__(self, evaluator: Evaluator, configurations: int):
         self._evaluator = evaluator
-        self._states: list[State] = evaluator.starts
-        self._counts = np.zeros((len(evaluator.layers), len(cost.KINDS)), np.int64)
-        self._at = 0.0
-        self._return = 0.0
-        self.layer = 0  # index of the next layer
-        self.score: Score | None = None  # once every layer has its codes
+        self._steps: list[Step] = []
+        self._known = evaluator.last  # steps that may be repeated
+        self._returns = [0.0] * configurations
+        self.scores: list[Score] | None = None  # of each configuration, once every layer has its codes
 
-    def advance(self, codes: Sequence[int]) -> float:
-        """Sets the next layer's codes, runs on to the layer after it, and returns the reward of this step.
+    @property
+    def layer(self) -> int:
+        """Index of the next layer."""
+        return len(self._steps)
 
-        The reward is minus the weighted AT term at an attention layer; the last step adds accuracy - kd_weight * KD.
-        The rewards' sum, taken in order, is the return, exactly.
+    def advance(self, codes: Sequence[Sequence[int]] | np.ndarray) -> list[float]:
+        """Sets the next layer's codes `(k, 4)`, runs on to the layer after it, and returns the k rewards of this step.
+
+        A reward is minus the weighted AT term at an attention layer; the last step adds accuracy - kd_weight * KD.
+        A configuration's rewards, summed in order, are its return, exactly.
 
         Raises:
             ValueError: invalid codes; nothing changes then.
         """
-        owner, name = self._evaluator, self._evaluator.layers[self.layer]
-        tmax = owner.calibration.tmax[self.layer]
-        tap.check(codes, tmax)
-        self._states = [owner.engine.advance(state, codes, tmax) for state in self._states]
-        self._tally(name, codes, tmax)
-        reward = 0.0
-        if name in owner.teacher_maps:
-            term = self._attention_term(name)
-            self._at += term
-            reward -= owner.reward.at_weight * term
-        self.layer += 1
-        if self.layer < len(owner.layers):
-            self._return += reward
-            return reward
-        outcome = self._outcome()
-        reward += outcome[f"{'soft_' if owner.reward.accuracy == 'soft' else ''}accuracy"]
-        reward -= owner.reward.kd_weight * outcome["kd"]
-        self._return += reward
-        self.score = Score(**outcome, at=self._at, return_=self._return)
-        return reward
-
-    def _attention_term(self, name: str) -> float:
-        teacher = self._evaluator.teacher_maps[name]
-        distances = [
-            distill.attention_distances(distill.attention_map(state[name]), kept)
-            for state, kept in zip(self._states, teacher, strict=True)
-        ]
-        return float(np.concatenate(distances).mean())
-
-    def _tally(self, name: str, codes: Sequence[int], tmax: int) -> None:
-        # Behind TAP the kinds are 0, v1, v2 and above tmax.
-        limits = (np.uint8(0), np.uint8(codes[1]), np.uint8(tmax))
-        for reader in self._evaluator.readers:
-            if reader.layer == name:
-                for state in self._states:
-                    kernels.tally(rows(state[reader.tensor]), *limits, reader.weights, self._counts[self.layer])
-
-    def _outcome(self) -> dict:
-        """What the finished student's logits and counts say."""
         owner = self._evaluator
-        logits = torch.cat([owner.engine.logits(state) for state in self._states])
-        self._states = []
+        codes = np.asarray(codes)
+        if codes.shape[0] != len(self._returns):
+            raise ValueError(f"{len(self._returns)} configurations are in lockstep, and codes for {len(codes)} came")
+        for one in codes:
+            tap.check(one, owner.calibration.tmax[self.layer])
+        step = self._repeated(codes) or self._computed(codes)
+        self._steps.append(step)
+        owner.keep(self._steps)
+        weight = owner.reward.at_weight
+        rewards = [0.0 - weight * term for term in step.at] if step.at else [0.0] * len(codes)
+        if self.layer == len(owner.layers):
+            outcomes = self._outcomes()
+            accuracy = f"{'soft_' if owner.reward.accuracy == 'soft' else ''}accuracy"
+            for k, outcome in enumerate(outcomes):
+                rewards[k] += outcome[accuracy]
+                rewards[k] -= owner.reward.kd_weight * outcome["kd"]
+        self._returns = [total + reward for total, reward in zip(self._returns, rewards, strict=True)]
+        if self.layer == len(owner.layers):
+            self.scores = [
+                Score(**outcome, return_=total) for outcome, total in zip(outcomes, self._returns, strict=True)
+            ]
+        return rewards
+
+    def _repeated(self, codes: np.ndarray) -> Step | None:
+        """The step of the configuration before this one, if all codes so far are the same."""
+        if self.layer < len(self._known) and np.array_equal(self._known[self.layer].codes, codes):
+            return self._known[self.layer]
+        self._known = []
+        return None
+
+    def _computed(self, codes: np.ndarray) -> Step:
+        """Runs from the deepest layer whose states are there."""
+        states, begin = self._evaluator.starts, 0
+        for depth, step in enumerate(self._steps, 1):
+            if step.states is not None:
+                states, begin = step.states, depth
+        for layer, again in enumerate(self._steps[begin:], begin):
+            states = self._through(layer, states, again.codes)
+        states = self._through(self.layer, states, codes)
+        counts = sum(state.counts for state in states)
+        attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_maps
+        return Step(codes, counts, self._attention_terms(states) if attention else None, states)
+
+    def _through(self, layer: int, states: list[State], codes: np.ndarray) -> list[State]:
+        """Takes every chunk of images through a layer."""
+        owner = self._evaluator
+        return [owner.engine.advance(state, codes, owner.calibration.tmax[layer]) for state in states]
+
+    def _attention_terms(self, states: list[State]) -> list[float]:
+        teacher, count = self._evaluator.teacher_maps[self._evaluator.layers[self.layer]], len(self._returns)
+        distances = [
+            distill.attention_distances(distill.attention_map(state.energy), kept.repeat(count, 1)).reshape(count, -1)
+            for state, kept in zip(states, teacher, strict=True)
+        ]
+        return [float(np.concatenate([part[k] for part in distances]).mean()) for k in range(count)]
+
+    def _outcomes(self) -> list[dict]:
+        """What each finished student's logits and counts say."""
+        owner = self._evaluator
+        logits = [owner.engine.logits(state).chunk(len(self._returns)) for state in self._steps[-1].states]
+        return [self._outcome(k, torch.cat([part[k] for part in logits])) for k in range(len(self._returns))]
+
+    def _outcome(self, k: int, logits: torch.Tensor) -> dict:
+        owner = self._evaluator
         accuracy = distill.hard_accuracy(logits, owner.labels)
+        counts = np.stack([step.counts[k] for step in self._steps])
+        at = 0.0
+        for step in self._steps:
+            at += step.at[k] if step.at else 0.0
         return {
             "accuracy": accuracy,
             "soft_accuracy": distill.soft_accuracy(logits, owner.labels),
             "drop_points": 100 * (owner.teacher_accuracy - accuracy),
             "kd": distill.kd_loss(logits, owner.teacher_logits, owner.reward.kd_temperature),
-            "layer_shares": cost.shares(self._counts),
-            "shares": cost.shares(self._counts.sum(0)),
+            "at": at,
+            "layer_shares": cost.shares(counts),
+            "shares": cost.shares(counts.sum(0)),
         }

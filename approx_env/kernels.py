@@ -103,3 +103,17 @@ def tally(x, low, middle, high, weights, counts):
             counts[1] += weight * (in_middle - in_low)
             counts[2] += weight * (in_high - in_middle)
             counts[3] += weight * (row.size - in_high)
+
+
+@_compiled
+def approximate(x, y, t1, v1, t2, v2, tmax, weights, counts, q):
+    """Writes TAP of `x (n, p, c) uint8` into `y`, and takes its `tally` and `energy` while it is in the cache.
+
+    `weights` is empty where nothing is counted; `q (n, p) float32` is empty where no energy is asked for.
+    """
+    for n in range(x.shape[0]):
+        tap(x[n].reshape(-1), y[n].reshape(-1), t1, v1, t2, v2, tmax)
+        if weights.size:
+            tally(y[n : n + 1], np.uint8(0), v1, tmax, weights, counts)
+        if q.size:
+            energy(y[n], q[n])

@@ -229,7 +229,9 @@ def _transform_output(code: _Code, sums, step, bias, multiplier, targets, channe
         columns = []
         for column in range(TILE):
             places = [code.times(step, TILE * row + column) for row in range(TILE)]
-            columns.append(_output_side(code, [code.load(WORDS, code.builder.add(sums, at), 32 * half) for at in places]))
+            columns.append(
+                _output_side(code, [code.load(WORDS, code.builder.add(sums, at), 32 * half) for at in places])
+            )
         outputs = []
         for row in range(OUTPUT_TILE):
             outputs += _output_side(code, [columns[column][row] for column in range(TILE)])

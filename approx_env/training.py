@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as transforms
 
-from approx_env import data, engine, memory, models, options, quantize, teacher
+from approx_env import data, engines, memory, models, options, quantize, teacher
 from approx_env.augment import augment, flips
 from approx_env.checkpoint import Checkpoint
 from approx_env.errors import InputError, exit_status
@@ -309,12 +309,12 @@ def write_teachers(
     _tell("float", float_accuracy)
     networks = {name: draft.network() for name, draft in drafts.items()}
     by_scales = {
-        name: accuracy(engine.Engine(network).forward, *held_out["validation"]) for name, network in networks.items()
+        name: accuracy(engines.build(network).forward, *held_out["validation"]) for name, network in networks.items()
     }
     for name, share in by_scales.items():
         _tell(f"INT8, {name} scales", {"validation": share})
     chosen = max(by_scales, key=by_scales.get)
-    tested = accuracy(engine.Engine(networks[chosen]).forward, *held_out["test"])
+    tested = accuracy(engines.build(networks[chosen]).forward, *held_out["test"])
     int8_accuracy = {"validation": by_scales[chosen], "test": tested}
     _tell(f"INT8, {chosen} scales", int8_accuracy)
     before = teacher.about_float(recipe.initial) if recipe.initial else {}

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from approx_env import data, reference
-from approx_env.engine import Engine
 from approx_env.network import INPUT, Addition, Concatenation, Network, Node, Site, Weighted
+from approx_env.onednn import OneDnnEngine
 
 TIE = 1e-3  # how close to a half a value must be for the engine to round it the other way
 RAREST = 10_000  # fewer than one code in so many may differ
@@ -16,7 +16,7 @@ RAREST = 10_000  # fewer than one code in so many may differ
 
 def engine_outputs(network: Network, images: np.ndarray, configuration) -> dict[str, np.ndarray]:
     """The output of every node, as the engine has it."""
-    runner = Engine(network, [node.name for node in network.nodes])
+    runner = OneDnnEngine(network, observed=[node.name for node in network.nodes])
     state = runner.start(images)
     found = dict(state.tensors)
     for name in network.layers:

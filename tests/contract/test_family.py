@@ -10,10 +10,10 @@ from gymnasium.utils.env_checker import check_env
 from ray.cluster_utils import Cluster
 
 from approx_env import calibration, data, models, quantize, teacher, training
-from approx_env.engine import Engine
 from approx_env.env import TapEnv
 from approx_env.evaluator import Evaluator, Problem, Reward
 from approx_env.network import Addition, Network, pool_first
+from approx_env.onednn import OneDnnEngine
 from search import run
 from tests import twins
 
@@ -84,7 +84,7 @@ def test_engine_gives_the_integers_of_the_reference(network, problem):
 
 def test_pools_move_in_front_of_layers_without_a_change(network, problem):
     def logits(chosen: Network) -> torch.Tensor:
-        runner = Engine(chosen)
+        runner = OneDnnEngine(chosen)
         state = runner.start(problem.images)
         for codes, tmax in zip(problem.calibration.quintile, problem.calibration.tmax, strict=True):
             state = runner.advance(state, codes, tmax)
@@ -97,7 +97,7 @@ def test_int8_follows_the_float_network(trained, network, few_digits):
     module = teacher.read_float(str(trained).replace(".int8.", ".float."))
     images, _ = few_digits.sized(module.image_size).load("validation")
     exact = training.predictor(module, module.standardised)(images)
-    found = Engine(network).forward(images)
+    found = OneDnnEngine(network).forward(images)
     assert (found - exact).abs().mean() < 0.1 * exact.std()
 
 
@@ -147,4 +147,4 @@ def test_quantising_needs_no_model_class(few_digits):
     )
     assert len({made.scales[layer] for layer in ("a", "b", "first", "second")}) == 1
     exact = training.predictor(module)(images)
-    assert (Engine(made).forward(images) - exact).abs().max() < 0.05 * exact.abs().max()
+    assert (OneDnnEngine(made).forward(images) - exact).abs().max() < 0.05 * exact.abs().max()

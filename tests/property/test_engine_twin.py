@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from approx_env import quantize, reference, tap
-from approx_env.engine import Engine
 from approx_env.network import INPUT, Convolution, Flatten, Linear, Network, Site, pool_first
+from approx_env.onednn import OneDnnEngine
 from tests.twins import TIE, alone, check_every_node, engine_outputs
 
 # -- random networks
@@ -92,7 +92,7 @@ def test_random_networks(case):
 
 
 def logits(network: Network, images: np.ndarray, configuration) -> torch.Tensor:
-    runner = Engine(network)
+    runner = OneDnnEngine(network)
     state = runner.start(images)
     for name in network.layers:
         state = runner.advance(state, *configuration[name])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from approx_env import calibration, env, evaluator, reference, tap
-from approx_env.engine import Engine
+from approx_env import calibration, env, reference, tap
 from approx_env.evaluator import Evaluator, Problem, Reward
+from approx_env.onednn import OneDnnEngine
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +78,17 @@ def test_return_is_the_sum_of_rewards_exactly(evaluator):
     for _ in range(4):
         configuration = [tap.random_codes(tmax, generator) for tmax in evaluator.calibration.tmax]
         evaluation = evaluator.begin()
-        rewards = [evaluation.advance(codes) for codes in configuration]
-        assert total(rewards) == evaluation.score.return_ == evaluator.evaluate(configuration).return_
+        rewards = [evaluation.advance([codes])[0] for codes in configuration]
+        assert total(rewards) == evaluation.scores[0].return_ == evaluator.evaluate(configuration).return_
 
 
 def test_rewards_come_where_they_are_due(evaluator):
     evaluation = evaluator.begin()
-    rewards = [evaluation.advance(codes) for codes in evaluator.calibration.quintile]
+    rewards = [evaluation.advance([codes])[0] for codes in evaluator.calibration.quintile]
     early = dict(zip(evaluator.layers[:-1], rewards, strict=False))
     assert {name for name, reward in early.items() if reward != 0} == set(evaluator.network.attention)
     assert all(reward <= 0 for reward in early.values())
-    score = evaluation.score
+    (score,) = evaluation.scores
     assert -total(early.values()) == pytest.approx(score.at)
     assert rewards[-1] == score.accuracy - score.kd
 
@@ -120,15 +120,15 @@ def test_evaluations_interleave(evaluator):
     other = [tap.random_codes(tmax, np.random.default_rng(1)) for tmax in evaluator.calibration.tmax]
     one, two = evaluator.begin(), evaluator.begin()
     for codes, others in zip(quintile, other, strict=True):
-        one.advance(codes)
-        two.advance(others)
-    assert same(one.score, evaluator.evaluate(quintile))
-    assert same(two.score, evaluator.evaluate(other))
+        one.advance([codes])
+        two.advance([others])
+    assert same(one.scores[0], evaluator.evaluate(quintile))
+    assert same(two.scores[0], evaluator.evaluate(other))
 
 
 def test_chunks_do_not_matter(problem, monkeypatch):
     whole = Evaluator(problem)
-    monkeypatch.setattr(evaluator, "CHUNK", 7)
+    monkeypatch.setattr(OneDnnEngine, "chunk", 7)
     parts = Evaluator(problem)
     assert (len(whole.starts), len(parts.starts)) == (1, 7)
     assert torch.equal(whole.teacher_logits, parts.teacher_logits)
@@ -137,7 +137,7 @@ def test_chunks_do_not_matter(problem, monkeypatch):
 
 def test_teacher_is_the_exact_network(evaluator, network, digits):
     images, labels = digits.load("search", len(evaluator.labels))
-    logits = Engine(network).forward(images)
+    logits = OneDnnEngine(network).forward(images)
     assert torch.equal(evaluator.teacher_logits, logits)
     assert evaluator.teacher_accuracy == (logits.argmax(1).numpy() == labels).mean()
 
@@ -177,6 +177,7 @@ def test_bad_configurations_are_refused_before_anything_runs(evaluator, monkeypa
     def never(*_):
         raise AssertionError("computed")
 
+    evaluator.last = []
     monkeypatch.setattr(evaluator.engine, "advance", never)
     quintile, tmax = list(evaluator.calibration.quintile), evaluator.calibration.tmax
     count = len(quintile)
@@ -194,13 +195,72 @@ def test_bad_configurations_are_refused_before_anything_runs(evaluator, monkeypa
 def test_invalid_step_changes_nothing(evaluator):
     quintile = evaluator.calibration.quintile
     evaluation = evaluator.begin()
-    evaluation.advance(quintile[0])
+    evaluation.advance([quintile[0]])
     with pytest.raises(ValueError, match="^codes must satisfy"):
-        evaluation.advance((4, 3, 2, 1))
-    assert (evaluation.layer, evaluation.score) == (1, None)
+        evaluation.advance([(4, 3, 2, 1)])
+    assert (evaluation.layer, evaluation.scores) == (1, None)
     for codes in quintile[1:]:
-        evaluation.advance(codes)
-    assert same(evaluation.score, evaluator.evaluate(quintile))
+        evaluation.advance([codes])
+    assert same(evaluation.scores[0], evaluator.evaluate(quintile))
+
+
+def count_layers(evaluator, monkeypatch) -> list[int]:
+    """Grows by one entry, the layer, each time that the engine passes one."""
+    passed, advance = [], evaluator.engine.advance
+
+    def counted(state, *rest):
+        passed.append(state.layer)
+        return advance(state, *rest)
+
+    monkeypatch.setattr(evaluator.engine, "advance", counted)
+    return passed
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1_000, 10**9])
+def test_a_common_beginning_is_computed_once(problem, monkeypatch, cache_bytes):
+    cached, generator = Evaluator(problem, cache_bytes), np.random.default_rng(0)
+    configuration = list(problem.calibration.quintile)
+    cached.evaluate(configuration)
+    passed = count_layers(cached, monkeypatch)
+    for layer in [2, 1, 2, 0, 2, 2, 1]:
+        configuration[layer] = tap.random_codes(problem.calibration.tmax[layer], generator)
+        assert same(cached.evaluate(configuration), Evaluator(problem).evaluate(configuration))
+        if cache_bytes == 10**9:
+            assert passed == list(range(layer, 3))
+        passed.clear()
+    assert same(cached.evaluate(configuration), Evaluator(problem).evaluate(configuration))
+    assert passed == []
+
+
+def test_the_cache_is_bounded(problem):
+    limit = 1_000
+    small, large = Evaluator(problem, limit), Evaluator(problem)
+    for evaluator in (small, large):
+        evaluator.evaluate(problem.calibration.quintile)
+    sizes = [step.size_bytes for step in large.last]
+    assert sum(sizes) > limit
+    assert sum(step.size_bytes for step in small.last) <= limit
+    kept = [step.states is not None for step in small.last]
+    assert kept == sorted(kept)  # the deepest stay
+    assert any(kept)
+
+
+def test_lockstep_is_each_configuration_alone(evaluator):
+    generator = np.random.default_rng(2)
+    configurations = [
+        [tap.random_codes(tmax, generator) for tmax in evaluator.calibration.tmax] for _ in range(3)
+    ]  # fmt: skip
+    together = evaluator.begin(3)
+    rewards = [together.advance(codes) for codes in zip(*configurations, strict=True)]
+    for k, configuration in enumerate(configurations):
+        alone = evaluator.begin()
+        assert [alone.advance([codes])[0] for codes in configuration] == [step[k] for step in rewards]
+        assert same(alone.scores[0], together.scores[k])
+
+
+def test_lockstep_wants_codes_for_all(evaluator):
+    with pytest.raises(ValueError, match="^3 configurations are in lockstep, and codes for 1 came$"):
+        evaluator.begin(3).advance([evaluator.calibration.quintile[0]])
 
 
 def test_shipped_evaluator():

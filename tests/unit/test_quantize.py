@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from approx_env import data, engine, quantize
+from approx_env import data, quantize
 from approx_env.errors import InputError
 from approx_env.network import Concatenation, Convolution, Flatten, GlobalAveragePool, Linear, MaxPool, Site
+from approx_env.onednn import OneDnnEngine
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
 
@@ -114,7 +115,7 @@ def test_nodes_of_a_small_network(small):
 def test_quantised_outputs_stay_close_to_float(small):
     with torch.inference_mode():
         exact = small.module(data.normalise(small.images))
-    approximate = engine.Engine(small.network).forward(small.images)
+    approximate = OneDnnEngine(small.network).forward(small.images)
     assert (approximate - exact).abs().max() < 0.03 * exact.abs().max()
 
 
@@ -145,7 +146,7 @@ def test_functions_and_methods_run_as_modules_do():
     module = Functional().eval()
     with torch.inference_mode():
         exact = module(data.normalise(IMAGES))
-    approximate = engine.Engine(quantized(module)).forward(IMAGES)
+    approximate = OneDnnEngine(quantized(module)).forward(IMAGES)
     assert (approximate - exact).abs().max() < 0.03 * exact.abs().max()
 
 
@@ -255,7 +256,7 @@ def logits_of(module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """Float and INT8 logits of a foreign module on the images."""
     network = quantized(module)
     with torch.inference_mode():
-        return module(data.normalise(IMAGES)).numpy(), engine.Engine(network).forward(IMAGES).numpy()
+        return module(data.normalise(IMAGES)).numpy(), OneDnnEngine(network).forward(IMAGES).numpy()
 
 
 def test_linear_weights_in_any_memory_order():
