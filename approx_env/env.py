@@ -109,10 +109,15 @@ def outcome(configuration: Configuration, score: Score) -> dict[str, Any]:
     }
 
 
-def shipped_evaluator(model: str = "squeezenet") -> Evaluator:
-    """The evaluator of `model`'s shipped digits teacher on the whole search split, with default settings."""
+def shipped_problem(model: str = "squeezenet") -> Problem:
+    """`model`'s shipped digits teacher on the whole search split, with default settings."""
     dataset = data.load("digits")
     network = teacher.read(teacher.path_of(model, "digits")).network
     images, _ = dataset.load("calibration", CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE)
     batches = np.split(images, CALIBRATION_BATCHES)
-    return Evaluator(Problem(network, calibration.calibrate(network, batches), *dataset.load("search"), Reward()))
+    return Problem(network, calibration.calibrate(network, batches), *dataset.load("search"), Reward())
+
+
+def shipped_evaluator(model: str = "squeezenet") -> Evaluator:
+    """The evaluator of `shipped_problem`."""
+    return Evaluator(shipped_problem(model))

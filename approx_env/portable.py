@@ -19,7 +19,7 @@ from approx_env.errors import InputError
 from approx_env.network import Convolution, MaxPool, Network, Weighted
 
 LARGEST_EXACT = 2**24  # integers up to here are exact in float32
-PROOF_IMAGES = 2
+PROOF_IMAGES = 8
 
 
 class PortableEngine(Engine):

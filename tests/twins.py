@@ -14,9 +14,9 @@ TIE = 1e-3  # how close to a half a value must be for the engine to round it the
 RAREST = 10_000  # fewer than one code in so many may differ
 
 
-def engine_outputs(network: Network, images: np.ndarray, configuration) -> dict[str, np.ndarray]:
+def engine_outputs(network: Network, images: np.ndarray, configuration, engine=OneDnnEngine) -> dict[str, np.ndarray]:
     """The output of every node, as the engine has it."""
-    runner = OneDnnEngine(network, observed=[node.name for node in network.nodes])
+    runner = engine(network, observed=[node.name for node in network.nodes])
     state = runner.start(images)
     found = dict(state.tensors)
     for name in network.layers:

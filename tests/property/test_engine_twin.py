@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from approx_env import quantize, reference, tap
+from approx_env import cost, quantize, reference, tap
 from approx_env.network import INPUT, Convolution, Flatten, Linear, Network, Site, pool_first
 from approx_env.onednn import OneDnnEngine
+from approx_env.portable import PortableEngine
 from tests.twins import TIE, alone, check_every_node, engine_outputs
 
 # -- random networks
@@ -89,6 +90,42 @@ def test_random_networks(case):
             expected = reference.forward(network, images, codes)
             for name, output in found.items():
                 assert output.dtype != np.uint8 or np.array_equal(output, expected[name]), name
+
+
+@settings(max_examples=20)
+@given(cases())
+def test_portable_engine_is_the_reference(case):
+    network, images, configuration = case
+    images = images[:20]
+    found = engine_outputs(network, images, configuration, PortableEngine)
+    for name, output in reference.forward(network, images, configuration).items():
+        if output.dtype == np.uint8:
+            assert np.array_equal(found[name], output), name
+        else:
+            np.testing.assert_allclose(found[name], output, rtol=1e-6, atol=1e-30)
+
+
+@settings(max_examples=20)
+@given(cases(), st.sampled_from([OneDnnEngine, PortableEngine]))
+def test_counts_and_energies_are_the_references(case, engine):
+    network, images, configuration = case
+    network = replace(network, attention=network.layers)
+    images, readers = images[:9], cost.readers(network)
+    runner = engine(network, readers, observed=[*network.layers, *(reader.tensor for reader in readers)])
+    state = runner.start(images)
+    for name in network.layers:
+        (_, v1, _, _), tmax = configuration[name]
+        state = runner.advance(state, *configuration[name])
+        expected = np.zeros(4, np.int64)
+        for reader in readers:
+            if reader.layer == name:
+                codes = state[reader.tensor].numpy().astype(np.uint8)
+                codes = codes if codes.ndim == 4 else codes[:, :, None, None]
+                expected += reference.tally(codes, (0, v1, tmax), reader.weights.reshape(codes.shape[2:]))
+        assert state.counts[0].tolist() == expected.tolist()
+        codes = state[name].numpy().astype(np.uint8)
+        energy = reference.energy(codes).reshape(len(codes), -1) if codes.ndim == 4 else codes.astype(np.int64) ** 2
+        assert np.array_equal(state.energy.numpy(), energy.astype(np.float32))
 
 
 def logits(network: Network, images: np.ndarray, configuration) -> torch.Tensor:

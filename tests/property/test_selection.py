@@ -7,8 +7,13 @@ from search import selection
 
 RETURNS = (0.5, 0.25, 0.5, -1.0, 0.75, 0.5, 0.0)  # with ties
 ROWS = st.lists(
-    st.tuples(st.integers(0, 4), st.integers(0, 9)).map(
-        lambda codes: {"codes": codes, "return": RETURNS[(5 * codes[0] + codes[1]) % len(RETURNS)]}
+    st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 2), st.integers(0, 20)).map(
+        lambda drawn: {
+            "codes": drawn[:2],
+            "return": RETURNS[(5 * drawn[0] + drawn[1]) % len(RETURNS)],
+            "seed": drawn[2],
+            "episode": drawn[3],
+        }
     ),
     max_size=60,
 )
@@ -37,7 +42,8 @@ def test_the_best_are_distinct_sorted_and_as_many_as_there_are(rows, count):
 @given(ROWS, COUNTS)
 def test_nothing_left_out_is_better_than_what_is_kept(rows, count):
     kept = best(rows, count)
-    left = [row["return"] for row in rows if row not in kept]
+    codes = {row["codes"] for row in kept}
+    left = [row["return"] for row in rows if row["codes"] not in codes]
     assert not left or max(left) <= kept[-1]["return"]
 
 
@@ -47,6 +53,19 @@ def test_keeping_the_best_along_the_way_gives_the_same_as_ranking_all_at_the_end
     for part in parts:
         kept = best([*kept, *part], count)
     assert kept == best([row for part in parts for row in part], count)
+
+
+@given(st.data(), ROWS, st.integers(1, 64), st.integers(1, 64), COUNTS)
+def test_promotion_does_not_depend_on_row_order_and_costs_no_more_than_its_rung(data, rows, images, growth, least):
+    more = images + growth
+    kept, among = selection.promoted(rows, images, more, least, lambda row: row["codes"])
+    assert selection.promoted(data.draw(st.permutations(rows)), images, more, least, lambda row: row["codes"]) == (
+        kept, among
+    )  # fmt: skip
+    assert kept == best(rows, len(kept))
+    assert among == len({row["codes"] for row in rows})
+    assert min(least, among) <= len(kept) <= among
+    assert len(kept) <= least or (len(kept) - 1) * more < among * images
 
 
 @given(

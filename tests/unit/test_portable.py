@@ -1,0 +1,74 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from approx_env import engines, portable
+from approx_env.errors import InputError
+from approx_env.network import INPUT, Flatten, Linear, Network, Site
+from approx_env.onednn import OneDnnEngine
+from approx_env.portable import PortableEngine
+
+
+@pytest.fixture
+def long() -> Network:
+    """A linear layer whose sums reach 255 x 127 x 1,200, beyond what float32 counts."""
+    weight = np.full((3, 1200), 127, np.int8)
+    weight[1] = np.arange(1200) % 255 - 127
+    scale = np.ones(3, np.float32)
+    nodes = (
+        Flatten("flat", (INPUT,)),
+        Site("layer", ("flat",)),
+        Linear("linear", ("layer",), weight, scale, np.array([1, 2, 3], np.int32), False, None),
+    )
+    return Network("long", ("a", "b", "c"), (1200, 1, 1), 1.0, 0, nodes, ())
+
+
+def test_sums_beyond_float32_are_exact(long):
+    runner = PortableEngine(long)
+    assert len(runner._weights["linear"]) > 1
+    images = np.full((2, 1200, 1, 1), 255, np.uint8)
+    images[1, ::2] = 254
+    exact = images.reshape(2, -1).astype(np.int64) @ long.by_name["linear"].weight.T.astype(np.int64) + [1, 2, 3]
+    assert (
+        runner._sums(long.by_name["linear"], torch.from_numpy(images).float().flatten(1)).tolist()
+        == (exact - [1, 2, 3]).tolist()
+    )
+    assert np.array_equal(runner.forward(images).numpy(), exact.astype(np.float32))
+
+
+def test_a_device_that_is_not_exact_is_refused(long, monkeypatch):
+    monkeypatch.setattr(portable, "LARGEST_EXACT", 2**40)
+    with pytest.raises(
+        InputError, match="^the portable engine on cpu must give exact sums, and those of 'linear' diff"
+    ):
+        PortableEngine(long)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "cuda:99"])
+def test_a_device_that_is_not_there(by_hand, name):
+    with pytest.raises(InputError, match=f"^--device must be one that torch has here, as cpu or cuda, got {name} "):
+        PortableEngine(by_hand, device=name)
+
+
+def test_build(by_hand):
+    assert isinstance(engines.build(by_hand), OneDnnEngine)
+    assert isinstance(engines.build(by_hand, "portable"), PortableEngine)
+    with pytest.raises(InputError, match="^--engine onednn runs on the cpu, and --device cuda came: use --engine port"):
+        engines.build(by_hand, "onednn", "cuda")
+
+
+@pytest.mark.parametrize("name", engines.ENGINES)
+def test_lockstep_is_each_configuration_alone(small, name):
+    network = replace(small.network, attention=small.network.layers)
+    runner = engines.build(network, name)
+    first, second = [(10, 50, 100, 150), (5, 20, 40, 90), (1, 2, 3, 4)], (10, 20, 30, 40)
+    start = runner.start(small.images)
+    together = runner.advance(runner.advance(start, first, 200), [second] * 3, 120)
+    for k, codes in enumerate(first):
+        alone = runner.advance(runner.advance(start, codes, 200), second, 120)
+        assert torch.equal(runner.codes(alone), runner.codes(together).chunk(3)[k])
+        assert torch.equal(alone.energy, together.energy.chunk(3)[k])
+    with pytest.raises(ValueError, match="^3 configurations are in lockstep, and codes for 2 came$"):
+        runner.advance(together, [second] * 2, 120)
