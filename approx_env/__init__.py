@@ -2,4 +2,4 @@
 
 import gymnasium
 
-gymnasium.register(id="TAP-v0", entry_point="approx_env.env:TapEnv")
+gymnasium.register(id="TAP-v0", entry_point="approx_env.env:TapEnv", vector_entry_point="approx_env.env:TapVectorEnv")

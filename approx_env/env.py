@@ -94,6 +94,62 @@ class TapEnv(gym.Env):
         return self._layers[layer].observation.copy(), {"tmax": self._layers[layer].tmax}
 
 
+class TapVectorEnv(gym.vector.VectorEnv):
+    """`num_envs` episodes of `TapEnv` in lockstep, row by row the same as that many on their own.
+
+    All end in the same step; the one after it begins anew and takes no actions (`AutoresetMode.NEXT_STEP`). On a GPU
+    lockstep makes large batches. On a CPU core it only shares the policy's inference, and holds `num_envs` times the
+    codes: one is usually best there.
+
+    Args:
+        num_envs: configurations in lockstep.
+        evaluator, model: as `TapEnv` takes them.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs: int = 1, evaluator: Evaluator | None = None, *, model: str = "squeezenet"):
+        alone = TapEnv(evaluator, model=model)
+        self.num_envs, self.evaluator = num_envs, alone.evaluator
+        self.single_observation_space, self.single_action_space = alone.observation_space, alone.action_space
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
+        self._layers = self.evaluator.calibration.layers
+        self._codes: list[np.ndarray] = []
+        self._evaluation = None
+
+    def reset(self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed if isinstance(seed, int) else None, options=options)
+        self._codes = []
+        self._evaluation = self.evaluator.begin(self.num_envs)
+        return self._observe(0)
+
+    def step(self, actions):
+        if self._evaluation is None:
+            raise gym.error.ResetNeeded("call reset() before step(): no episode is under way")
+        ended = np.zeros(self.num_envs, bool)
+        if self._evaluation.scores:
+            observation, infos = self.reset()
+            return observation, np.zeros(self.num_envs), ended, ended.copy(), infos
+        codes = np.asarray(actions)
+        rewards = self._evaluation.advance(codes)
+        self._codes.append(codes)
+        observation, infos = self._observe(min(self._evaluation.layer, len(self._layers) - 1))
+        scores = self._evaluation.scores
+        if scores:
+            ended[:] = True
+            for k, (score, configuration) in enumerate(zip(scores, np.stack(self._codes, 1), strict=True)):
+                infos = self._add_info(infos, outcome(configuration, score), k)
+        return observation, np.array(rewards), ended, np.zeros(self.num_envs, bool), infos
+
+    def _observe(self, layer: int):
+        self.single_action_space.tmax = tmax = self._layers[layer].tmax
+        infos: dict[str, Any] = {}
+        for k in range(self.num_envs):
+            infos = self._add_info(infos, {"tmax": tmax}, k)
+        return np.tile(self._layers[layer].observation, (self.num_envs, 1)), infos
+
+
 def outcome(configuration: Configuration, score: Score) -> dict[str, Any]:
     """A scored configuration as the last `info` of an episode has it."""
     return {

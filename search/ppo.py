@@ -20,8 +20,9 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
+from approx_env import memory
 from approx_env.calibration import Calibration
-from approx_env.env import TapEnv
+from approx_env.env import TapVectorEnv
 from approx_env.evaluator import Evaluator
 from search import sink
 from search.policy import CodePolicy
@@ -129,16 +130,27 @@ def resources(runners: int) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{"memory": 1}] + [{"CPU": 1}] * runners if runners else [{"CPU": 1}])
 
 
-def make_env(config: dict) -> TapEnv:
+def make_env(config: dict) -> TapVectorEnv:
     """The environment of an env runner, over the run's problem, on one thread."""
     torch.set_num_threads(1)
-    return TapEnv(Evaluator(sink.fetch_problem(config["run"])))
+    memory.keep_freed_memory()
+    # A policy hardly ever draws the same codes for the first layers twice: nothing is kept for that.
+    evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=0)
+    return TapVectorEnv(config.get("num_envs", 1), evaluator)
 
 
 def configure(
-    run: str, seed: Any, budget: int, learning_rate: float, num_env_runners: int, calibration: Calibration
+    run: str,
+    seed: Any,
+    budget: int,
+    learning_rate: float,
+    num_env_runners: int,
+    calibration: Calibration,
+    envs_per_runner: int = 1,
 ) -> PPOConfig:
     """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
+
+    Each env runner takes `envs_per_runner` configurations through the network in lockstep.
 
     Source of the objective: Schulman et al., arXiv:1707.06347, eq. 7, without the KL term.
     """
@@ -156,6 +168,8 @@ def configure(
         .env_runners(
             num_env_runners=num_env_runners,
             num_cpus_per_env_runner=1,
+            num_envs_per_env_runner=envs_per_runner,
+            gym_env_vectorize_mode="vector_entry_point",
             batch_mode="complete_episodes",
             sample_timeout_s=None,
         )
