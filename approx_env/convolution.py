@@ -15,6 +15,8 @@ Gray, arXiv:1509.09308, section 4.2.
 
 from __future__ import annotations
 
+from functools import cache
+
 import llvmlite.binding
 import numba
 import numpy as np
@@ -32,6 +34,7 @@ SCRATCH_BYTES = 2**18  # for transformed tiles: half of a usual second-level cac
 PANEL = 16 * ROWS  # rows of a 1 x 1 convolution that stay in the first-level cache while the weights pass
 
 
+@cache
 def available() -> bool:
     """Whether this CPU has the instructions."""
     return bool(llvmlite.binding.get_host_cpu_features().get("avx2"))

@@ -106,14 +106,43 @@ def tally(x, low, middle, high, weights, counts):
 
 
 @_compiled
-def approximate(x, y, t1, v1, t2, v2, tmax, weights, counts, q):
+def approximate(x, y, codes, weights, counts, q):
     """Writes TAP of `x (n, p, c) uint8` into `y`, and takes its `tally` and `energy` while it is in the cache.
 
-    `weights` is empty where nothing is counted; `q (n, p) float32` is empty where no energy is asked for.
+    `codes` are t1, v1, t2, v2, tmax as uint8. `weights` is empty where nothing is counted, and `q (n, p) float32`
+    where no energy is asked for.
     """
+    t1, v1, t2, v2, tmax = codes
     for n in range(x.shape[0]):
         tap(x[n].reshape(-1), y[n].reshape(-1), t1, v1, t2, v2, tmax)
         if weights.size:
             tally(y[n : n + 1], np.uint8(0), v1, tmax, weights, counts)
         if q.size:
             energy(y[n], q[n])
+
+
+@_compiled
+def approximate_avx2(x, y, codes, weights, counts, q):
+    """The same as `approximate`, where channels come in 32s, for CPUs with AVX2."""
+    places, channels = x.shape[1:]
+    counted, squares = np.empty(12, np.int64), np.empty(8, np.int32)
+    for n in range(x.shape[0]):
+        for p in range(places):
+            source, target = x[n, p].ctypes.data, y[n, p].ctypes.data
+            if q.size:
+                simd.approximate_with_energy(
+                    source, target, channels, codes.ctypes.data, counted.ctypes.data, squares.ctypes.data
+                )
+                total = 0
+                for part in squares:
+                    total += part
+                q[n, p] = total
+            else:
+                simd.approximate(source, target, channels, codes.ctypes.data, counted.ctypes.data)
+            if weights.size:
+                before = 0
+                for kind in range(3):
+                    up_to = counted[4 * kind] + counted[4 * kind + 1] + counted[4 * kind + 2] + counted[4 * kind + 3]
+                    counts[kind] += weights[p] * (up_to - before)
+                    before = up_to
+                counts[3] += weights[p] * (channels - before)

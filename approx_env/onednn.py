@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from approx_env import convolution, cost, kernels, quantize
+from approx_env import convolution, cost, kernels, quantize, simd
 from approx_env.engine import Engine
 from approx_env.errors import InputError
 from approx_env.network import Concatenation, Convolution, MaxPool, Network, Weighted
@@ -71,12 +71,12 @@ class OneDnnEngine(Engine):
         )
         energy = torch.empty(len(y), y[0, 0].numel()) if attention and x.dim() == 4 else torch.empty(0, 0)
         exact, approximated = rows(x), rows(y)
+        vectors = convolution.available() and not exact.shape[2] % simd.POOLED and exact.shape[2] <= simd.LONGEST
+        run = kernels.approximate_avx2 if vectors else kernels.approximate
         for k, four in enumerate(codes):
             part, source = slice(k * images, (k + 1) * images), k * images % len(x)
-            kernels.approximate(
-                exact[source : source + images], approximated[part], *(np.uint8(code) for code in (*four, tmax)),
-                weights, counts[k], energy[part].numpy(),
-            )  # fmt: skip
+            five = np.array([*four, tmax], np.uint8)
+            run(exact[source : source + images], approximated[part], five, weights, counts[k], energy[part].numpy())
         return y, self._energy(y) if attention and x.dim() == 2 else energy if attention else None
 
     def _tally(self, x: torch.Tensor, codes: np.ndarray, tmax: int, weights: np.ndarray, counts: np.ndarray) -> None:

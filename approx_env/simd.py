@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 CHANNELS = 16  # output channels in a block
 POOLED = 32  # channels that `window_maximum` takes
+LONGEST = 8160  # codes that `approximate` counts in bytes
 LANES = (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15)  # the channel of each int32 of a block
 ROWS = 6  # rows of activations that one product takes: 12 registers of sums, out of 16
 FEW_ROWS = 4  # the same where rows come in fours
@@ -26,12 +27,28 @@ I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 BYTES, MANY_BYTES = ir.VectorType(I8, 16), ir.VectorType(I8, 32)
 SHORTS, FEW_SHORTS = ir.VectorType(I16, 16), ir.VectorType(I16, 8)
 WORDS, FLOATS = ir.VectorType(I32, 8), ir.VectorType(ir.FloatType(), 8)
+FOUR = ir.VectorType(I64, 4)
 
 
 @intrinsic
 def window_maximum(typingctx, source, rows, row_step, columns, column_step, out):
     """Writes the maximum over a window of `rows` x `columns` places of 32 neighbouring uint8."""
     return _writes(6, _window_maximum)
+
+
+@intrinsic
+def approximate(typingctx, x, y, length, codes, counts):
+    """Writes TAP of `length` uint8, a multiple of 32, below 8,192, and how many are at most t1, t2, tmax.
+
+    `codes` points at t1, v1, t2, v2, tmax as uint8, `counts` at four times three int64, whose sums count.
+    """
+    return _writes(5, lambda *arguments: _approximate(False, *arguments, None))
+
+
+@intrinsic
+def approximate_with_energy(typingctx, x, y, length, codes, counts, energy):
+    """The same, and the squares of the results, added up in eight int32 at `energy`."""
+    return _writes(6, lambda *arguments: _approximate(True, *arguments))
 
 
 @intrinsic
@@ -170,6 +187,39 @@ def _window_maximum(code: _Code, source, rows, row_step, columns, column_step, o
 
     (highest,) = code.loop(rows, 1, [_constant(MANY_BYTES, 0)], over_columns)
     code.store(highest, out)
+
+
+def _approximate(squares: bool, code: _Code, x, y, length, codes, counts, energy) -> None:
+    def splat(place: int):
+        first = code.builder.insert_element(
+            ir.Constant(MANY_BYTES, ir.Undefined), code.load(I8, codes, place), ir.Constant(I32, 0)
+        )
+        return code.builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, 32), [0] * 32))
+
+    t1, v1, t2, v2, tmax = (splat(place) for place in range(5))
+
+    def body(i, values):
+        value = code.load(MANY_BYTES, x, i)
+        below = [code.builder.icmp_unsigned("<=", value, limit) for limit in (t1, t2, tmax)]
+        result = value
+        for chosen, other in zip(reversed(below), (v2, v1, _constant(MANY_BYTES, 0)), strict=True):
+            result = code.builder.select(chosen, other, result)
+        code.store(result, code.builder.add(y, i))
+        masks = [code.builder.sext(one, MANY_BYTES) for one in below]  # -1 where true
+        values = [code.minus(count, mask) for count, mask in zip(values[:3], masks, strict=True)] + values[3:]
+        if squares:
+            for half in (0, 16):
+                lanes = ir.Constant(ir.VectorType(I32, 16), list(range(half, half + 16)))
+                wide = code.builder.zext(code.builder.shuffle_vector(result, result, lanes), SHORTS)
+                values[3] = code.sum(values[3], code.call("llvm.x86.avx2.pmadd.wd", WORDS, wide, wide))
+        return values
+
+    starts = [_constant(MANY_BYTES, 0)] * 3 + [_constant(WORDS, 0)] * squares
+    values = code.loop(length, 32, starts, body)
+    for place, count in enumerate(values[:3]):
+        code.store(code.call("llvm.x86.avx2.psad.bw", FOUR, count, _constant(MANY_BYTES, 0)), counts, 32 * place)
+    if squares:
+        code.store(values[3], energy)
 
 
 def _transform_input(code: _Code, sources, channel, out, step) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from approx_env import kernels, reference
+from approx_env import convolution, kernels, reference, tap
 from approx_env.network import MaxPool, Network, Site
 
 SEEDS = st.integers(0, 2**32)
@@ -67,3 +67,26 @@ def test_tally(shape, limits, seed):
     kernels.tally(rows, *(np.uint8(limit) for limit in limits), weights.reshape(-1), counts)
     assert np.array_equal(counts, reference.tally(codes, limits, weights))
     assert counts.sum() == shape[0] * shape[1] * weights.sum()
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 5), st.sampled_from([32, 64, 96, 512, 8160]), SEEDS, st.booleans(), st.booleans()
+)
+def test_approximate(count, places, channels, seed, counted, squared):
+    """TAP, tally and energy in one: the plain kernel and the one with AVX2."""
+    codes = random_codes(seed, (count, channels, places, 1))
+    generator = np.random.default_rng(seed)
+    tmax = int(generator.integers(4, 256))
+    four = tap.random_codes(tmax, generator)
+    x = channels_last(codes).reshape(count, places, channels)
+    weights = generator.integers(1, 1000, places) if counted else np.empty(0, np.int64)
+    expected = tap.tap(codes, four, tmax)
+    kinds = reference.tally(expected, (0, four[1], tmax), weights.reshape(-1, 1)) if counted else np.zeros(4)
+    for kernel in [kernels.approximate] + [kernels.approximate_avx2] * convolution.available():
+        y, counts = np.empty_like(x), np.zeros(4, np.int64)
+        q = np.empty((count, places) if squared else (0, 0), np.float32)
+        kernel(x, y, np.array([*four, tmax], np.uint8), weights, counts, q)
+        assert np.array_equal(y, channels_last(expected).reshape(x.shape))
+        assert counts.tolist() == kinds.tolist()
+        if squared:
+            assert np.array_equal(q, reference.energy(expected)[:, :, 0].astype(np.float32))
