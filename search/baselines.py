@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import ray
-import torch
 from ray import tune
 
-from approx_env import env, tap
+from approx_env import tap
 from approx_env.calibration import Calibration
-from approx_env.evaluator import Configuration, Evaluator, Problem
+from approx_env.evaluator import Configuration
 from search import ppo, sink
+from search.runners import Runners, Scorer
 
 EVALUATIONS_A_STEP = 8  # by each runner, between two reports to Tune
 
@@ -32,25 +31,6 @@ def random(calibration: Calibration, seed: int) -> Iterator[Configuration]:
 BASELINES = {"quintile": quintile, "random": random}
 
 
-class _Runner:
-    """Scores configurations in a process of its own."""
-
-    def __init__(self, problem: Problem):
-        torch.set_num_threads(1)
-        self._evaluator = Evaluator(problem)
-
-    def teacher_accuracy(self) -> float:
-        """Share of the problem's images in [0, 1] that the teacher gets right."""
-        return self._evaluator.teacher_accuracy
-
-    def evaluate(self, configuration: Configuration) -> dict:
-        """The score of a configuration, as the environment's last `info` has it."""
-        return env.outcome(configuration, self._evaluator.evaluate(configuration))
-
-
-Runner = ray.remote(num_cpus=1)(_Runner)
-
-
 class BaselineSearch(tune.Trainable):
     """One search by a baseline as a Tune trainable.
 
@@ -66,13 +46,14 @@ class BaselineSearch(tune.Trainable):
         self._proposals = BASELINES[config["algorithm"]](problem.calibration, config["seed"])
         self._trial = sink.trial_name(config["algorithm"], config["seed"])
         self._recorder = sink.Recorder(config["run"], config["algorithm"], config["seed"])
-        self._runners = [Runner.remote(problem) for _ in range(config["num_env_runners"])]
-        self._local = None if self._runners else _Runner(problem)
+        count = config["num_env_runners"]
+        self._runners = Runners(problem, count) if count else None
+        self._local = None if count else Scorer(problem)
         self._finished = 0
 
     def step(self) -> dict:
         budget = self.config["budget"]
-        wanted = min(EVALUATIONS_A_STEP * max(1, len(self._runners)), budget - self._finished)
+        wanted = min(EVALUATIONS_A_STEP * max(1, self.config["num_env_runners"]), budget - self._finished)
         configurations = [next(self._proposals) for _ in range(wanted)]
         for outcome in self._evaluate(configurations):
             self._recorder.add(f"{self._trial}-{self._finished}", self._finished, outcome)
@@ -81,12 +62,8 @@ class BaselineSearch(tune.Trainable):
         return sink.tune_metrics(self.config["run"], self._trial, budget)
 
     def _evaluate(self, configurations: list[Configuration]) -> Iterator[dict]:
-        if self._local:
-            yield from map(self._local.evaluate, configurations)
-            return
-        scores = [self._runners[k % len(self._runners)].evaluate.remote(c) for k, c in enumerate(configurations)]
-        yield from (ray.get(score) for score in scores)
+        return self._runners.evaluate(configurations) if self._runners else map(self._local.evaluate, configurations)
 
     def cleanup(self) -> None:
-        for runner in self._runners:
-            ray.kill(runner)
+        if self._runners:
+            self._runners.close()

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from approx_env import data, models, options
 from approx_env.options import integer, number, option
@@ -20,6 +21,13 @@ def _seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) < 2**31:
         raise ValueError
     return seeds
+
+
+def _rungs(text: str) -> tuple[int, ...]:
+    rungs = tuple(int(part) for part in text.split(","))
+    if len(rungs) < 2 or rungs[0] < 1 or any(more <= images for images, more in pairwise(rungs)):
+        raise ValueError
+    return rungs
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,13 @@ class Settings:
     )
     search_images: int | None = integer(
         None, f"images a configuration is scored on (default {DEFAULT_SEARCH_IMAGES}, or all if fewer)", 1
+    )
+    rungs: tuple[int, ...] | None = option(
+        None,
+        "images, in place of --search-images: search on the first number, score the best again on each next one",
+        type=_rungs,
+        kind="two or more growing positive whole numbers, as 256,1024,4096",
+        metavar="LIST",
     )
     calib_batches: int = integer(16, "batches of calibration images", 1)
     batch_size: int = integer(32, "images in a calibration batch", 1)
@@ -93,6 +108,9 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.algorithm == "quintile" and (settings.budget != 1 or len(settings.seeds) != 1):
         text = "--algorithm quintile is one fixed configuration: --episodes must be 1 and --seeds one seed"
         yield {"algorithm", "episodes", "seeds"}, text
+    if {"rungs", "search_images"} <= given:
+        text = "--rungs says on how many images configurations are scored, and so does --search-images: leave one out"
+        yield {"rungs", "search_images"}, text
     if settings.address == "local" and settings.runners > cores:
         text = f"--num-env-runners {settings.runners} needs as many cores, and this machine has {cores}: ask for fewer"
         yield {"num_env_runners", "address"}, text

@@ -29,7 +29,8 @@ class Job:
     settings: Settings
     dataset: data.Dataset
     teacher: teacher.Teacher
-    problem: Problem
+    problem: Problem  # as it is searched
+    rungs: tuple[Problem, ...]  # it, then the same on more images, which begin with those of the rung before
     held_out: dict[str, Problem]  # the same on the validation and on the test images
     name: str
     folder: Path
@@ -63,12 +64,14 @@ def prepare(settings: Settings) -> Job:
         tmax_offset=settings.tmax_offset,
     )
     reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
-    problem = Problem(chosen.network, calibrated, *dataset.load("search", settings.search_images), reward)
+    sizes = settings.rungs or (settings.search_images,)
+    images, labels = dataset.load("search", sizes[-1])
+    rungs = tuple(Problem(chosen.network, calibrated, images[:size], labels[:size], reward) for size in sizes)
     held_out = {}
     for split in ("validation", "test"):  # read now, so that a broken image ends the run before it begins
         pixels, labels = dataset.load(split)
-        held_out[split] = replace(problem, images=pixels, labels=labels)
-    return Job(settings, dataset, chosen, problem, held_out, name, folder)
+        held_out[split] = replace(rungs[0], images=pixels, labels=labels)
+    return Job(settings, dataset, chosen, rungs[0], rungs, held_out, name, folder)
 
 
 def _default_name(settings: Settings) -> str:
@@ -78,6 +81,8 @@ def _default_name(settings: Settings) -> str:
 
 def _fill_in(settings: Settings, dataset: data.Dataset) -> Settings:
     """Settles the defaults that depend on the dataset."""
+    if settings.rungs:
+        return replace(settings, search_images=settings.rungs[0])
     images = settings.search_images or min(config.DEFAULT_SEARCH_IMAGES, dataset.size("search"))
     return replace(settings, search_images=images)
 
@@ -99,10 +104,11 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teacher.Teach
             f"--calib-batches {settings.calib_batches} x --batch-size {settings.batch_size} asks for {wanted} images, "
             f"and the calibration split of {dataset.name} has {dataset.size('calibration')}: ask for fewer"
         )
-    if settings.search_images > dataset.size("search"):
+    sizes = settings.rungs or (settings.search_images,)
+    if sizes[-1] > dataset.size("search"):
         problems.append(
-            f"--search-images {settings.search_images}: the search split of {dataset.name} has "
-            f"{dataset.size('search')}: ask for fewer"
+            f"{'--rungs' if settings.rungs else '--search-images'} {','.join(map(str, sizes))}: the search split of "
+            f"{dataset.name} has {dataset.size('search')}: ask for fewer"
         )
     return problems
 

@@ -29,13 +29,15 @@ def row(folder: Path) -> str:
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no finished run ({error}): name a folder that search.run wrote") from error
     metrics, arguments = best["metrics"], about["arguments"]
+    seeds = scored["seed"].nunique()
+    scored = scored[scored["search_images"] == scored["search_images"].max()]  # returns on fewer images are others
     best_returns = scored.groupby("seed")["return"].max()
     chosen = scored.set_index("episode_id").loc[best["selection"]["episode_id"]]
     cells = (
         best["model"],
         f"{metrics['float_teacher']['test']:.1%} / {metrics['acc_teacher']:.1%}",
         arguments["algorithm"],
-        f"{arguments['episodes']} x {best_returns.size}",
+        f"{arguments['episodes']} x {seeds}",
         f"{best_returns.mean():.4f} ({best_returns.min():.4f})",
         f"{metrics['validation']['drop_points']:.2f}",
         f"{metrics['acc_drop']:.2f}",

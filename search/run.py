@@ -17,6 +17,7 @@ from search.job import Job, claim, prepare
 def announce(job: Job) -> None:
     """Prints what the search is about to work on."""
     network, settings, about = job.problem.network, job.settings, job.teacher.about
+    images = ", then ".join(str(len(rung.labels)) for rung in job.rungs)
     kinds = [len(network.shapes[name]) for name in network.layers]
     mixed = f" ({kinds.count(3)} conv + {kinds.count(1)} fc)" if 1 in kinds else ""
     print(f"teacher {about['file']}: float {about['float_accuracy']['validation']:.2%}, "
@@ -28,14 +29,14 @@ def announce(job: Job) -> None:
     moved = pool_first(network)
     print(f"these layers feed {cost.covered(moved, cost.readers(moved)):.2%} of the network's multiplications")
     print(f"{settings.algorithm}: {settings.budget} episodes for each of seeds {settings.seeds} on "
-          f"{settings.search_images} search images, {settings.runners} env runners", flush=True)  # fmt: skip
+          f"{images} search images, {settings.runners} env runners", flush=True)  # fmt: skip
 
 
 def search(job: Job) -> None:
     """Runs the searches on Ray, then selects and writes the results."""
     import ray
 
-    from search import sink, trials, validation
+    from search import promotion, sink, trials, validation
     from search.session import session
 
     settings, problem = job.settings, job.problem
@@ -48,21 +49,22 @@ def search(job: Job) -> None:
         )
         try:
             trials.run(settings, job.name, job.folder, problem, handle)
+            promotion.run(job, handle)
         finally:
-            rows = _count_rows(handle, job)
-            print(f"{rows} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
+            count = _count(handle, job)
+            print(f"{count} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
         validation.finish(job, ray.get(handle.top.remote()))
 
 
-def _count_rows(handle, job: Job) -> int:
-    """Writes what the sink still holds and counts the rows; those on disk, if the sink does not answer."""
+def _count(handle, job: Job) -> int:
+    """Writes what the sink still holds and counts its configurations; those on disk, if the sink does not answer."""
     import ray
 
     try:
         ray.get(handle.flush.remote(), timeout=5)
-        return ray.get(handle.progress.remote(), timeout=5).rows
+        return ray.get(handle.progress.remote(), timeout=5).configurations
     except ray.exceptions.RayError:
-        return sum(1 for _ in store.read_rows(job.folder))
+        return sum(row["search_images"] == job.settings.search_images for row in store.read_rows(job.folder))
 
 
 def _run(argv: list[str] | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,113 +21,157 @@ FLUSH_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What every row of a run has in common."""
+    """What the rows of a run have in common."""
 
     run: str
     model: str
     dataset: str
     layers: tuple[str, ...]
     tmax: tuple[int, ...]
-    search_images: int
+    search_images: int  # of the first rung; a row of a higher one says its own
 
 
 @dataclass(frozen=True)
 class Progress:
     """How far a run is."""
 
-    rows: int  # written configurations
-    finished: int  # written ones, and those about to be
-    trials: dict[str, int]  # finished configurations by trial
-    best_return: float | None
+    configurations: int  # that searches proposed and that are written
+    trials: dict[str, int]  # the same by trial
+    images: int  # of the highest rung that a row has come from; what follows is about this rung alone
+    finished: int  # written configurations, and those about to be
+    best_return: float | None  # of the written ones
     rate: float  # configurations a second, since the first one; 0 until there are two
 
 
 class _Sink:
-    """Writes rows, each once by its `episode_id`, and keeps the best.
+    """Writes rows, each once by its `episode_id`, and keeps the best of the highest rung.
 
     `add` answers when the row is on disk; a caller that waits for the answer loses nothing when this actor dies.
+    What cannot be written goes on waiting for the next attempt.
 
     Args:
         folder: the run's folder.
-        info: what all rows share.
+        info: what rows share.
         problem: where the search problem lies in Ray's object store, from `share`, for env runners to fetch.
         top: how many configurations to keep.
     """
 
     def __init__(self, folder: str, info: RunInfo, problem: bytes, top: int):
         self._folder, self._info, self._problem, self._count = Path(folder), info, problem, top
-        self._ids: set[str] = set()
+        self._ids: set[str] = set()  # of written rows
         self._trials: Counter[str] = Counter()
         self._top: list[dict[str, Any]] = []
-        self._waiting: list[dict[str, Any]] = []
-        self._written = asyncio.Event()
+        self._waiting: dict[str, dict[str, Any]] = {}  # rows by their ids
+        self._images = info.search_images  # of the highest rung so far; the next three are about it
+        self._finished = 0
         self._arrivals: list[float] = []  # times of the first configuration and of the last
         self._arrived = 0
-        self._index(list(store.read_rows(self._folder)))
-        self._task = asyncio.get_event_loop().create_task(self._flush_regularly())
+        rows = list(store.read_rows(self._folder))
+        for row in rows:
+            self._count_in(row)
+        self._index(rows)
+        loop = asyncio.get_event_loop()
+        self._next_part = loop.create_future()  # done when what waits is on disk
+        self._task = loop.create_task(self._flush_regularly())
 
     async def problem(self) -> bytes:
         """Where the search problem lies."""
         return self._problem
 
     async def add(self, row: dict[str, Any]) -> None:
-        """Takes one finished configuration and returns when it is written."""
-        if row["episode_id"] in self._ids:
+        """Takes one finished configuration and returns when it is written.
+
+        Raises:
+            Exception: why it could not be written; it goes on waiting.
+        """
+        name = row["episode_id"]
+        if name in self._ids:
             return
-        self._ids.add(row["episode_id"])
-        self._waiting.append(row)
-        self._arrivals[1:] = [time.monotonic()]
-        self._arrived += 1
-        await self._written.wait()
+        if name not in self._waiting:
+            self._waiting[name] = self._complete(row)
+            self._count_in(self._waiting[name])
+            self._arrivals[1:] = [time.monotonic()]
+            self._arrived += 1
+        await asyncio.shield(self._next_part)  # others wait for it, too
 
     async def flush(self) -> None:
-        """Writes what is waiting, now."""
+        """Writes what is waiting, now.
+
+        Raises:
+            Exception: why it could not be written; it goes on waiting.
+        """
         if not self._waiting:
             return
-        rows, self._waiting = [self._complete(row) for row in self._waiting], []
-        store.write_part(self._folder, rows, self._info.layers)
+        rows = list(self._waiting.values())
+        part, self._next_part = self._next_part, asyncio.get_running_loop().create_future()
+        try:
+            store.write_part(self._folder, rows, self._info.layers)
+        except Exception as error:
+            part.set_exception(error)
+            part.exception()  # asyncio complains of errors that nobody has looked at, and perhaps nobody waits
+            raise
+        for row in rows:
+            del self._waiting[row["episode_id"]]
         self._index(rows)
+        part.set_result(None)
         store.write_table(self._folder / store.TOP, self._top, store.schema(self._info.layers))
-        self._written.set()
-        self._written = asyncio.Event()
 
     async def progress(self) -> Progress:
-        """How far the run is; only written rows count."""
-        best = self._top[0]["return"] if self._top else None
+        """How far the run is."""
+        best = self._top[0] if self._top else {}
+        best_return = best["return"] if best.get("search_images") == self._images else None
         seconds = self._arrivals[-1] - self._arrivals[0] if self._arrived > 1 else 0.0
         rate = (self._arrived - 1) / seconds if seconds else 0.0
-        return Progress(sum(self._trials.values()), len(self._ids), dict(self._trials), best, rate)
+        trials = dict(self._trials)
+        return Progress(sum(trials.values()), trials, self._images, self._finished, best_return, rate)
 
     async def top(self) -> list[dict[str, Any]]:
-        """The best configurations, distinct, best first."""
+        """The best configurations of the highest rung so far, distinct, best first."""
         await self.flush()
         return self._top
+
+    async def promoted(self, images: int, more: int) -> tuple[list[dict[str, Any]], int]:
+        """Rows of the configurations that go on from `images` images to `more`, and among how many these were."""
+        await self.flush()
+        rows = (row for row in store.read_rows(self._folder) if row["search_images"] == images)
+        return selection.promoted(rows, images, more, self._count, self._codes)
 
     async def _flush_regularly(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            await self.flush()
+            with suppress(Exception):  # those who wait are told
+                await self.flush()
+
+    def _codes(self, row: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+        return store.codes_of(row, self._info.layers)
 
     def _complete(self, row: dict[str, Any]) -> dict[str, Any]:
-        info = self._info
-        codes, outcome = row.pop("codes"), row.pop("outcome")
+        info, said = self._info, dict(row)
+        codes, outcome = said.pop("codes"), said.pop("outcome")
         return {
             "schema_version": store.SCHEMA_VERSION,
             "run": info.run,
             "model": info.model,
             "dataset": info.dataset,
             "search_images": info.search_images,
-            **row,
+            **said,
             **store.configuration_columns(info.layers, codes, info.tmax),
             **store.score_columns(info.layers, outcome),
         }
 
+    def _count_in(self, row: dict[str, Any]) -> None:
+        if row["search_images"] > self._images:
+            self._images, self._finished, self._arrivals, self._arrived = row["search_images"], 0, [], 0
+        self._finished += row["search_images"] == self._images
+
     def _index(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             self._ids.add(row["episode_id"])
-            self._trials[row["trial"]] += 1
-        layers = self._info.layers
-        self._top = selection.best([*self._top, *rows], self._count, lambda row: store.codes_of(row, layers))
+            self._trials[row["trial"]] += row["search_images"] == self._info.search_images
+        rows = [*self._top, *rows]
+        highest = max((row["search_images"] for row in rows), default=0)
+        rows = [row for row in rows if row["search_images"] == highest]
+        self._top = selection.best(rows, self._count, self._codes)
 
 
 Sink = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Sink)
@@ -175,11 +220,18 @@ class Recorder:
         self._common = {"trial": trial_name(algorithm, seed), "algorithm": algorithm, "seed": seed}
         self._pending: list[ray.ObjectRef] = []
 
-    def add(self, episode_id: str, episode: int, outcome: dict[str, Any]) -> None:
-        """Sends one configuration; `outcome` is the environment's last `info`."""
+    def add(self, episode_id: str, episode: int, outcome: dict[str, Any], search_images: int | None = None) -> None:
+        """Sends one configuration.
+
+        Args:
+            outcome: the environment's last `info`.
+            search_images: how many images it was scored on; None: those of the first rung.
+        """
         row = self._common | {"episode_id": episode_id, "episode": episode, "time": time.time_ns() // 1_000_000}
         outcome = dict(outcome)
         row |= {"codes": outcome.pop("codes"), "outcome": outcome}
+        if search_images is not None:
+            row["search_images"] = search_images
         self._pending.append(self._sink.add.remote(row))
 
     def wait(self) -> None:

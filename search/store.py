@@ -93,9 +93,12 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: pa.Schem
     """Writes rows to one Parquet file, atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     table = pa.Table.from_pylist(list(rows), schema=columns)
-    # Parts are small: statistics and dictionaries would be a third of them.
-    pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_statistics=False)
-    os.replace(temporary, path)
+    try:
+        # Parts are small: statistics and dictionaries would be a third of them.
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_statistics=False)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # of a write that failed
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -19,12 +19,25 @@ REFRESH_SECONDS = {True: 1.0, False: 15.0}  # by whether the live line goes to a
 
 
 class LiveLine(threading.Thread):
-    """Keeps one line on the terminal up to date: episodes done, rate, time left, best return."""
+    """Keeps one line on the terminal up to date while its block runs: episodes done, rate, time left, best return.
 
-    def __init__(self, handle: ray.actor.ActorHandle, total: int):
+    Args:
+        handle: the run's sink.
+        total: how many configurations are to be scored,
+        images: on how many images.
+    """
+
+    def __init__(self, handle: ray.actor.ActorHandle, total: int, images: int):
         super().__init__(daemon=True)
-        self._sink, self._total = handle, total
+        self._sink, self._total, self._images = handle, total, images
         self._ended = threading.Event()
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+        self.join()
 
     def run(self) -> None:
         terminal = sys.stdout.isatty()
@@ -34,22 +47,19 @@ class LiveLine(threading.Thread):
                 progress = ray.get(self._sink.progress.remote(), timeout=5)
             except ray.exceptions.RayError:
                 continue  # the sink is being restarted
-            if progress.best_return is None or (progress.finished == shown and not terminal):
+            if progress.images != self._images or progress.best_return is None:
+                continue  # nothing to tell yet
+            if progress.finished == shown and not terminal:
                 continue
             shown = progress.finished
             left = f"{(self._total - shown) / progress.rate:.0f} s left" if progress.rate else "time left unknown"
             text = (
                 f"{shown}/{self._total} episodes, {progress.rate:.2f} episodes/s, {left}, "
-                f"best return so far {progress.best_return:.4f}"
+                f"best return so far {progress.best_return:.4f} on {self._images} images"
             )
             print(f"\r\033[K{text}" if terminal else text, end="" if terminal else "\n", flush=True)
         if terminal:
             print("\r\033[K", end="", flush=True)
-
-    def end(self) -> None:
-        """Stops and clears the line."""
-        self._ended.set()
-        self.join()
 
 
 class _AnnounceTrials(Callback):
@@ -75,9 +85,7 @@ def run(settings: Settings, name: str, folder: Path, problem: Problem, handle: r
         trainable = BaselineSearch
         space = {"run": name, "algorithm": settings.algorithm, "seed": seeds, "budget": settings.budget,
                  "num_env_runners": settings.runners}  # fmt: skip
-    line = LiveLine(handle, settings.budget * len(settings.seeds))
-    line.start()
-    try:
+    with LiveLine(handle, settings.budget * len(settings.seeds), settings.search_images):
         results = tune.Tuner(
             trainable,
             param_space=space,
@@ -90,8 +98,6 @@ def run(settings: Settings, name: str, folder: Path, problem: Problem, handle: r
                 checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         ).fit()
-    finally:
-        line.end()
     if results.errors:
         raise RuntimeError(f"a search failed, see {folder / 'tune'}: {results.errors[0]}")
 

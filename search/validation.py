@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
-import ray
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from approx_env import cost
-from approx_env.evaluator import Configuration, Evaluator, Problem
+from approx_env.evaluator import Configuration, Evaluator
 from approx_env.tap import CODES
 from search import selection, store
-from search.baselines import Runner
 from search.job import Job
+from search.runners import Runners
 
 
 def finish(job: Job, top: list[dict[str, Any]]) -> None:
@@ -23,7 +23,9 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
     configurations = [store.codes_of(row, layers) for row in top]
     validation = job.held_out["validation"]
     print(f"scoring the best {len(top)} on {len(validation.labels)} validation images", flush=True)
-    scores, teacher_accuracy = evaluate_all(validation, configurations, settings.runners)
+    with closing(Runners(validation, min(settings.runners, len(top)))) as runners:
+        scores = list(runners.evaluate(configurations))
+        teacher_accuracy = runners.teacher_accuracy()
     accuracies = [score["accuracy"] for score in scores]
     drops = [score["drop_points"] for score in scores]
     rows = [
@@ -42,17 +44,6 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
     best = _best_json(job, configurations[position], top[position], measured, within, position)
     store.write_json(job.folder / "best.json", best)
     _closing_table(job, best, test)
-
-
-def evaluate_all(problem: Problem, configurations: list[Configuration], runners: int) -> tuple[list[dict], float]:
-    """Scores configurations on `runners` processes; gives their outcomes in order, and the teacher's accuracy."""
-    shared = ray.put(problem)
-    actors = [Runner.remote(shared) for _ in range(min(max(1, runners), len(configurations)))]
-    scores = ray.get([actors[k % len(actors)].evaluate.remote(c) for k, c in enumerate(configurations)])
-    accuracy = ray.get(actors[0].teacher_accuracy.remote())
-    for actor in actors:
-        ray.kill(actor)
-    return scores, accuracy
 
 
 def _best_json(job: Job, configuration: Configuration, row: dict, measured: dict, within: bool, rank: int) -> dict:

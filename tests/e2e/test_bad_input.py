@@ -169,6 +169,7 @@ def no_download(monkeypatch):
         ("--dataset mnist", ["--dataset", "digits", "cifar10", "imagefolder", "mnist"]),
         ("--dataset imagefolder", ["--dataset imagefolder", "--data-dir"]),
         ("--search-images 257", ["--search-images 257", "search split", "256"]),
+        ("--rungs 64,257", ["--rungs 64,257", "search split", "256"]),
         ("--calib-batches 100 --batch-size 10", ["--calib-batches 100", "--batch-size 10", "1000", "512"]),
         ("--num-env-runners 4096", ["--num-env-runners 4096"]),
         ("--episodes ten", ["--episodes", "ten"]),

@@ -19,6 +19,7 @@ UNITS = {
     "--episodes": "configurations",
     "--seeds": "",
     "--search-images": "images",
+    "--rungs": "images",
     "--calib-batches": "batches",
     "--batch-size": "images",
     "--lr": "",
@@ -44,6 +45,7 @@ BAD = {
     "--episodes": ["0", "-3", "ten", "1.5", ""],
     "--seeds": ["1,1", "one", "1,,2", "", "99999999999999999999"],
     "--search-images": ["0", "-1", "many"],
+    "--rungs": ["256", "64,64", "256,64", "0,64", "64,many", "64,,256", "64,256,", ""],
     "--calib-batches": ["0", "-16", "x"],
     "--batch-size": ["0", "-32", "x"],
     "--lr": ["0", "-0.1", "nan", "inf", "2", "fast"],
@@ -92,6 +94,7 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--algorithm random --lr 0.1", ["--lr", "--algorithm random"]),
         ("--algorithm quintile --episodes 2", ["--algorithm quintile", "--episodes"]),
         ("--algorithm quintile --seeds 0,1", ["--algorithm quintile", "--seeds"]),
+        ("--rungs 64,256 --search-images 64", ["--rungs", "--search-images"]),
         ("--num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
     ],
 )
@@ -122,9 +125,14 @@ def test_quintile_is_one_episode_unless_told():
     assert config.parse(["--algorithm", "random", "--episodes", "7"]).budget == 7
 
 
+def test_quintile_may_climb_rungs():
+    assert config.parse("--algorithm quintile --rungs 64,256".split()).rungs == (64, 256)
+
+
 def test_values_are_converted():
     settings = config.parse("--seeds 2,0,11 --lr 1e-4 --tmax-offset -5 --num-env-runners 0 --run-name a.b".split())
     assert settings.seeds == (2, 0, 11)
+    assert settings.rungs is None and config.parse(["--rungs", "64,128,256"]).rungs == (64, 128, 256)
     assert math.isclose(settings.lr, 1e-4)
     assert (settings.tmax_offset, settings.runners, settings.run_name) == (-5, 0, "a.b")
 

@@ -5,8 +5,8 @@ import pytest
 from search import selection
 
 
-def row(codes: tuple, value: float, name: str = "") -> dict:
-    return {"codes": codes, "return": value, "name": name}
+def row(codes: tuple, value: float, seed: int = 0, episode: int = 0) -> dict:
+    return {"codes": codes, "return": value, "seed": seed, "episode": episode}
 
 
 def identity(row: dict) -> tuple:
@@ -28,8 +28,45 @@ def test_equal_returns_are_ordered_by_their_codes():
     assert [kept["codes"] for kept in selection.best(rows, 2, identity)] == [(1,), (2,)]
 
 
+def test_of_equal_configurations_the_lowest_seed_and_its_earliest_episode_is_kept():
+    rows = [row((1,), 0.5, seed, episode) for seed, episode in [(2, 0), (1, 7), (1, 3), (3, 1)]]
+    (kept,) = selection.best(rows, 30, identity)
+    assert (kept["seed"], kept["episode"]) == (1, 3)
+
+
+def test_without_a_count_all_are_kept():
+    assert len(selection.best([row((k,), 0.5) for k in range(100)], None, identity)) == 100
+
+
 def test_best_of_nothing_is_nothing():
     assert selection.best([], 30, identity) == []
+    assert selection.promoted([], 64, 256, 30, identity) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "images", "more", "least", "expected"),
+    [
+        (100, 256, 1024, 1, 25),
+        (101, 256, 1024, 1, 26),  # rounded up
+        (100, 1000, 1024, 1, 98),  # 97.65...
+        (3, 1, 4096, 1, 1),
+        (100, 256, 1024, 30, 30),  # never fewer than are validated
+        (20, 256, 1024, 30, 20),  # unless there are fewer
+        (1, 64, 256, 30, 1),  # quintile
+    ],
+)
+def test_how_many_are_promoted(count, images, more, least, expected):
+    rows = [row((k,), k / 1000) for k in range(count)]
+    kept, among = selection.promoted(rows, images, more, least, identity)
+    assert among == count
+    assert [row["codes"] for row in kept] == [(k,) for k in range(count - 1, count - 1 - expected, -1)]
+
+
+def test_a_configuration_is_promoted_once():
+    rows = [row((k % 3,), k % 3 / 10, seed=k // 4, episode=k % 4) for k in range(8)]
+    kept, among = selection.promoted(rows, 64, 128, 1, identity)
+    assert among == 3
+    assert [(row["codes"], row["seed"], row["episode"]) for row in kept] == [((2,), 0, 2), ((1,), 0, 1)]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """The writer of a run, driven without Ray."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from search import sink, store
-from search.sink import RunInfo
+from search.sink import Progress, RunInfo
 
 LAYERS, TMAX = ("conv1", "fire2"), (35, 255)
 INFO = RunInfo("r", "squeezenet", "digits", LAYERS, TMAX, 32)
@@ -20,7 +21,7 @@ def message(episode: int, codes: int = 0, value: float = 0.5, trial: str = "rand
     return {
         "trial": trial,
         "algorithm": "random",
-        "seed": 0,
+        "seed": int(trial[-1]),
         "episode_id": f"{trial}-{episode}",
         "episode": episode,
         "time": 1_700_000_000_000 + episode,
@@ -82,7 +83,7 @@ def test_add_answers_when_the_row_is_on_disk_and_not_before(folder):
         answer = asyncio.ensure_future(actor.add(message(0)))
         await asyncio.sleep(0.05)
         progress = await actor.progress()
-        waiting = answer.done(), len(rows_in(folder)), progress.rows, progress.finished
+        waiting = answer.done(), len(rows_in(folder)), progress.configurations, progress.finished
         await actor.flush()
         await asyncio.wait_for(answer, 5)
         return waiting, len(rows_in(folder))
@@ -104,7 +105,7 @@ def test_an_episode_is_written_once_however_often_it_is_sent(folder):
 
     progress = drive(folder, script)
     assert [row["episode"] for row in rows_in(folder)] == [0, 1, 2]
-    assert (progress.rows, progress.trials) == (3, {"random-seed0": 3})
+    assert (progress.configurations, progress.trials) == (3, {"random-seed0": 3})
 
 
 def test_a_flush_of_nothing_writes_nothing(folder):
@@ -153,15 +154,150 @@ def test_a_restarted_sink_is_rebuilt_from_disk(folder):
     top, progress = drive(folder, before)
     again, progress_again, top_after, progress_after = drive(folder, after)
     assert ids(again) == ids(top)
-    assert (progress_again.rows, progress_again.trials) == (progress.rows, progress.trials)
+    assert progress_again == replace(progress, rate=0.0)
     assert progress_again.trials == {"random-seed0": 5, "random-seed1": 1}
     assert [row["return"] for row in top_after] == [0.97, 0.95, 0.4]
-    assert progress_after.rows == len(rows_in(folder)) == 7  # episode 4 was there before
+    assert progress_after.configurations == len(rows_in(folder)) == 7  # episode 4 was there before
+
+
+def fail_to_write(monkeypatch, times: int) -> None:
+    """Makes the next `times` parts fail."""
+    write, left = store.write_part, iter(range(times))
+
+    def fails(*arguments):
+        if next(left, None) is not None:
+            raise OSError("no space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(store, "write_part", fails)
+
+
+def test_a_part_that_cannot_be_written_is_told_to_all_who_wait_and_kept_for_the_next_attempt(folder, monkeypatch):
+    fail_to_write(monkeypatch, 1)
+
+    async def script(actor):
+        answers = [asyncio.ensure_future(actor.add(message(k))) for k in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(OSError, match="no space"):
+            await actor.flush()
+        told = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
+        assert [type(error) for error in told] == [OSError, OSError]
+        assert rows_in(folder) == [] and (await actor.progress()).configurations == 0
+        await send(actor, message(2))
+        return await actor.progress()
+
+    progress = drive(folder, script)
+    assert [row["episode"] for row in rows_in(folder)] == [0, 1, 2]
+    assert (progress.configurations, progress.finished) == (3, 3)
+
+
+def test_regular_writing_goes_on_after_a_failure(folder, monkeypatch):
+    monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
+    fail_to_write(monkeypatch, 2)
+
+    async def script(actor):
+        for episode in range(2):
+            with pytest.raises(OSError, match="no space"):
+                await asyncio.wait_for(actor.add(message(episode)), 5)
+        await asyncio.wait_for(actor.add(message(2)), 5)
+
+    drive(folder, script)
+    assert [row["episode"] for row in rows_in(folder)] == [0, 1, 2]
+
+
+def test_a_row_sent_again_while_it_waits_is_answered_when_it_is_on_disk(folder):
+    async def script(actor):
+        answers = [asyncio.ensure_future(actor.add(message(0))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        waiting = [answer.done() for answer in answers]
+        await actor.flush()
+        await asyncio.wait_for(asyncio.gather(*answers), 5)
+        return waiting
+
+    assert drive(folder, script) == [False, False]
+    assert len(rows_in(folder)) == 1
+
+
+def test_a_caller_that_gives_up_does_not_take_the_answer_from_the_others(folder):
+    async def script(actor):
+        first, second = (asyncio.ensure_future(actor.add(message(k))) for k in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.sleep(0)
+        await actor.flush()
+        await asyncio.wait_for(second, 5)
+
+    drive(folder, script)
+    assert len(rows_in(folder)) == 2
+
+
+def test_the_senders_row_stays_as_it_is(folder):
+    sent = message(0)
+    drive(folder, lambda actor: send(actor, sent))
+    assert sent == message(0)
+
+
+def test_a_malformed_row_is_refused_and_keeps_no_other_back(folder):
+    async def script(actor):
+        with pytest.raises(KeyError):
+            await actor.add({"episode_id": "x", "trial": "t"})
+        await send(actor, message(0))
+
+    drive(folder, script)
+    assert len(rows_in(folder)) == 1
+
+
+def again(episode: int, images: int, codes: int, value: float) -> dict:
+    """What promotion sends: a configuration scored once more, on `images` images."""
+    sent = message(episode, codes, value)
+    return sent | {"episode_id": f"{sent['episode_id']}@{images}", "search_images": images}
+
+
+def test_only_rows_of_the_highest_rung_are_candidates_for_the_top(folder):
+    low = [message(k, codes=k, value=k / 10) for k in range(6)]  # 32 images, as INFO says
+    high = [again(k, 64, codes=k, value=-k / 10) for k in (5, 4)]
+
+    async def script(actor):
+        await send(actor, *low)
+        before = await actor.progress()
+        answer = asyncio.ensure_future(actor.add(high[0]))
+        await asyncio.sleep(0)
+        begun = await actor.progress()
+        await actor.flush()
+        await answer
+        await send(actor, high[1])
+        return before, begun, await actor.progress(), await actor.top()
+
+    before, begun, after, top = drive(folder, script)
+    assert [(row["episode_id"], row["search_images"]) for row in top] == [
+        ("random-seed0-4@64", 64), ("random-seed0-5@64", 64)
+    ]  # fmt: skip
+    assert ids(pq.read_table(folder / store.TOP).to_pylist()) == ids(top)
+    told = [(state.images, state.finished, state.best_return) for state in (before, begun, after)]
+    assert told == [(32, 6, 0.5), (64, 1, None), (64, 2, -0.4)]
+    assert before.configurations == after.configurations == 6 and after.trials == {"random-seed0": 6}
+    restarted = drive(folder, lambda actor: actor.progress())
+    assert (restarted.configurations, restarted.images, restarted.finished) == (6, 64, 2)
+    assert ids(drive(folder, lambda actor: actor.top())) == ids(top)
+
+
+def test_promoted_are_the_best_of_their_rung_whatever_was_scored_on_others(folder):
+    async def script(actor):
+        await send(actor, *(message(k, codes=k, value=k / 10) for k in range(20)))
+        await send(actor, *(message(k, codes=k, value=k / 10, trial="random-seed1") for k in range(20)))
+        first = await actor.promoted(32, 64)
+        await send(actor, *(again(k, 64, codes=k, value=-k / 10) for k in range(10, 20)))
+        return first, await actor.promoted(32, 64), await actor.promoted(64, 256)
+
+    first, same, (second, among) = drive(folder, script)
+    assert first == same and first[1] == 20
+    assert ids(first[0]) == [f"random-seed0-{k}" for k in range(19, 9, -1)]  # 20 * 32 / 64
+    assert ids(second) == [f"random-seed0-{k}@64" for k in (10, 11, 12)] and among == 10
 
 
 def test_progress_of_a_fresh_run(folder):
     progress = drive(folder, lambda actor: actor.progress())
-    assert (progress.rows, progress.trials, progress.best_return, progress.rate) == (0, {}, None, 0.0)
+    assert progress == Progress(0, {}, 32, 0, None, 0.0)
 
 
 def test_the_problem_is_handed_out_as_it_came(folder):

@@ -106,6 +106,17 @@ def test_a_part_that_fails_leaves_the_others_as_they_are(folder):
     assert len(list((folder / store.EPISODES).glob("part-*"))) == 2
 
 
+def test_a_write_that_fails_leaves_no_temporary_file(folder, monkeypatch):
+    def fail(table, path, **options):
+        path.write_bytes(b"PAR1")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(store.pq, "write_table", fail)
+    with pytest.raises(OSError, match="no space"):
+        store.write_part(folder, [make_row(5)], LAYERS)
+    assert all(path.name.startswith("part-") for path in (folder / store.EPISODES).iterdir())
+
+
 def test_an_unfinished_part_is_not_read(folder):
     """As a kill in the middle of writing leaves it."""
     (folder / store.EPISODES / ".part-0.parquet.tmp").write_bytes(b"PAR1")

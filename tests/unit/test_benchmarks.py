@@ -1,0 +1,92 @@
+"""What the benchmarks compare does the same job, and their arithmetic."""
+
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from approx_env import tap
+from approx_env.env import shipped_evaluator
+from approx_env.evaluator import Evaluator
+from benchmarks import ratios, search_job, timing, trace, workload
+from benchmarks.float_reference import FloatReference
+
+IMAGES = 256
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return workload.problem("squeezenet", IMAGES)
+
+
+def test_the_problem_is_the_shipped_one(problem):
+    shipped = shipped_evaluator("squeezenet")
+    assert problem.calibration.tmax == shipped.calibration.tmax
+    assert Evaluator(problem).evaluate(problem.calibration.quintile).return_ == pytest.approx(
+        shipped.evaluate(shipped.calibration.quintile).return_, abs=1e-12
+    )
+
+
+def test_the_float_reference_scores_as_the_evaluator_does(problem):
+    evaluator, reference = Evaluator(problem), FloatReference(problem)
+    generator = np.random.default_rng(0)
+    harsh = tuple(tap.random_codes(tmax, generator) for tmax in problem.calibration.tmax)
+    for configuration in (problem.calibration.quintile, harsh):
+        ours, plain = evaluator.evaluate(configuration), reference.evaluate(configuration)
+        assert plain.accuracy == pytest.approx(ours.accuracy, abs=2 / IMAGES)
+        assert plain.kd == pytest.approx(ours.kd, abs=3e-3)
+        assert plain.at == pytest.approx(ours.at, abs=3e-3)
+
+
+def test_the_onnx_twin_gives_the_engines_logits(problem):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from benchmarks import onnx_twin
+
+    model = onnx_twin.convert(problem.network).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {"input": problem.images})[0]
+    ours = workload.bare_engine(problem.network).forward(problem.images).numpy()
+    assert (theirs.argmax(1) == ours.argmax(1)).mean() >= 0.99
+    assert np.abs(theirs - ours).max() < 0.05 * np.abs(ours).max()
+
+
+def test_no_two_configurations_begin_alike(problem):
+    tmax = problem.calibration.tmax
+    drawn = list(islice(workload.configurations(problem.calibration), 50))
+    assert len({configuration[0] for configuration in drawn}) == 50
+    assert not any(tap.problems(codes, limit) for one in drawn for codes, limit in zip(one, tmax, strict=True))
+
+
+def test_side_by_side_gives_every_run_the_same_number_of_turns_and_changes_who_begins():
+    order = []
+    seconds = timing.side_by_side({name: lambda name=name: order.append(name) for name in "ab"}, 2)
+    assert "".join(order) == "abbaab"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_claim_holds_by_its_median():
+    assert ratios.summarise("episode_over_pass", [0.9, 1.0, 1.3])["holds"]
+    missed = ratios.summarise("two_runners_over_one", [1.5, 1.8, 1.95])
+    assert (missed["median"], missed["min"], missed["max"], missed["holds"]) == (1.8, 1.5, 1.95, False)
+    assert "unit" not in missed and ratios.summarise("runner_memory_mb", [200.0])["unit"] == "MB"
+
+
+def test_ratios_that_were_not_measured_again_stay(tmp_path):
+    ratios.write(tmp_path, {"episode_over_pass": {"median": 1}, "share_of_peak": {"median": 2}})
+    ratios.write(tmp_path, {"share_of_peak": {"median": 3}})
+    text = (tmp_path / ratios.FILE).read_text()
+    assert '"median": 1' in text and '"median": 3' in text and '"median": 2' not in text
+
+
+def test_seconds_within_an_iteration_are_cut_at_its_ends():
+    calls = np.array([[0.0, 1.0], [1.5, 2.5], [2.75, 3.0], [3.5, 9.0]])
+    assert trace.seconds_within(calls, 2.0, 4.0) == 0.5 + 0.25 + 0.5
+    assert trace.seconds_within(calls[:0], 2.0, 4.0) == 0
+
+
+def test_an_iteration_ends_with_its_last_episode():
+    times = pd.to_datetime([3000, 1000, 2000, 5000], unit="ms", utc=True).astype("datetime64[ms, UTC]")
+    rows = pd.DataFrame({"episode": [1, 0, 2, 3], "time": times})
+    assert search_job.iteration_ends(rows, 2).tolist() == [3.0, 5.0]
