@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from approx_env import cost, distill, engines, tap
+from approx_env import cost, distill, engines, memory, tap
 from approx_env.calibration import Calibration
 from approx_env.engine import State
 from approx_env.network import Network, pool_first
@@ -78,12 +78,16 @@ class Step:
 class Evaluator:
     """A problem made ready to score configurations on this machine.
 
+    From then on this process keeps the memory that it frees (`memory.keep_freed_memory`): an episode needs the same
+    buffers again and again, and took three times as long with fresh ones.
+
     Args:
         problem: what to score on.
         cache_bytes: how much of the last configuration's states to keep, >= 0; the deepest layers' stay longest.
     """
 
     def __init__(self, problem: Problem, cache_bytes: int = CACHE_BYTES):
+        memory.keep_freed_memory()
         self.reward = problem.reward
         self.calibration = problem.calibration
         self.labels = torch.tensor(problem.labels)

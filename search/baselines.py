@@ -34,12 +34,12 @@ BASELINES = {"quintile": quintile, "random": random}
 class BaselineSearch(tune.Trainable):
     """One search by a baseline as a Tune trainable.
 
-    `config` holds `run`, `algorithm`, `seed`, `budget` and `num_env_runners`.
+    `config` holds `run`, `algorithm`, `seed`, `budget`, `num_env_runners` and `gpus`, what each of those asks for.
     """
 
     @classmethod
     def default_resource_request(cls, config: dict) -> tune.PlacementGroupFactory:
-        return ppo.resources(config["num_env_runners"])
+        return ppo.resources(config["num_env_runners"], config["gpus"])
 
     def setup(self, config: dict) -> None:
         problem = sink.fetch_problem(config["run"])
@@ -47,7 +47,7 @@ class BaselineSearch(tune.Trainable):
         self._trial = sink.trial_name(config["algorithm"], config["seed"])
         self._recorder = sink.Recorder(config["run"], config["algorithm"], config["seed"])
         count = config["num_env_runners"]
-        self._runners = Runners(problem, count) if count else None
+        self._runners = Runners(problem, count, config["gpus"]) if count else None
         self._local = None if count else Scorer(problem)
         self._finished = 0
 

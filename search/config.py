@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from approx_env import data, models, options
+from approx_env import data, engines, models, options
 from approx_env.options import integer, number, option
 
 ALGORITHMS = ("ppo", "random", "quintile")
@@ -71,6 +71,12 @@ class Settings:
     num_env_runners: int | None = integer(
         None, "processes that score, a core each; 0: in the search's own (default: one a core, at most 8)", 0
     )
+    envs_per_runner: int = integer(1, "configurations that a runner takes through the network in lockstep (PPO)", 1)
+    engine: str = option("onednn", "what runs the network: onednn (x86 CPUs) or portable", choices=engines.ENGINES)
+    device: str = option("cpu", "device of the portable engine, as torch names it", metavar="DEVICE")
+    gpus_per_runner: float | None = number(
+        None, "GPUs, or the part of one, that a runner asks of Ray (default: 0 on the cpu, else 1)", low=0, high=64
+    )
     address: str = option("local", "Ray cluster: local (start one), auto, or HOST:PORT", metavar="ADDRESS")
     results: str = option("results", "folder that holds the runs", metavar="DIR")
     run_name: str | None = option(
@@ -86,6 +92,11 @@ class Settings:
     def runners(self) -> int:
         """Processes that score."""
         return min(8, os.cpu_count() or 1) if self.num_env_runners is None else self.num_env_runners
+
+    @property
+    def gpus(self) -> float:
+        """GPUs that a runner asks of Ray."""
+        return float(self.device != "cpu") if self.gpus_per_runner is None else self.gpus_per_runner
 
 
 def parse(argv: list[str] | None = None) -> Settings:
@@ -105,6 +116,12 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.algorithm != "ppo" and "lr" in given:
         text = f"--lr is PPO's learning rate; --algorithm {settings.algorithm} has none: leave it out"
         yield {"algorithm", "lr"}, text
+    if settings.algorithm != "ppo" and settings.envs_per_runner > 1:
+        text = f"--envs-per-runner is PPO's; --algorithm {settings.algorithm} scores one at a time: leave it out"
+        yield {"algorithm", "envs_per_runner"}, text
+    if settings.engine == "onednn" and settings.device != "cpu":
+        text = f"--engine onednn runs on the cpu, and --device {settings.device} came: use --engine portable"
+        yield {"engine", "device"}, text
     if settings.algorithm == "quintile" and (settings.budget != 1 or len(settings.seeds) != 1):
         text = "--algorithm quintile is one fixed configuration: --episodes must be 1 and --seeds one seed"
         yield {"algorithm", "episodes", "seeds"}, text

@@ -62,11 +62,16 @@ def prepare(settings: Settings) -> Job:
         np.split(images, settings.calib_batches),
         tmax_percentile=settings.tmax_percentile,
         tmax_offset=settings.tmax_offset,
+        engine=settings.engine,
+        device=settings.device,
     )
     reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
     sizes = settings.rungs or (settings.search_images,)
     images, labels = dataset.load("search", sizes[-1])
-    rungs = tuple(Problem(chosen.network, calibrated, images[:size], labels[:size], reward) for size in sizes)
+    rungs = tuple(
+        Problem(chosen.network, calibrated, images[:size], labels[:size], reward, settings.engine, settings.device)
+        for size in sizes
+    )
     held_out = {}
     for split in ("validation", "test"):  # read now, so that a broken image ends the run before it begins
         pixels, labels = dataset.load(split)

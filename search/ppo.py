@@ -20,7 +20,6 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from approx_env import memory
 from approx_env.calibration import Calibration
 from approx_env.env import TapVectorEnv
 from approx_env.evaluator import Evaluator
@@ -71,7 +70,7 @@ class TapPPO(PPO):
 
     @classmethod
     def default_resource_request(cls, config):
-        return resources(config["num_env_runners"])
+        return resources(config["num_env_runners"], config["num_gpus_per_env_runner"])
 
     def setup(self, config) -> None:
         super().setup(config)
@@ -121,19 +120,19 @@ class TapPPO(PPO):
         return [(episodes, metrics) for _, episodes, metrics in sorted(results, key=lambda result: result[0])]
 
 
-def resources(runners: int) -> tune.PlacementGroupFactory:
-    """What a trial asks of Ray: a core for each runner.
+def resources(runners: int, gpus: float) -> tune.PlacementGroupFactory:
+    """What a trial asks of Ray: a core and `gpus` GPUs for each runner.
 
     The trial itself takes turns with its runners and needs no core of its own; RLlib wants a bundle for it all the
     same, and one byte of memory is the least that every node has.
     """
-    return tune.PlacementGroupFactory([{"memory": 1}] + [{"CPU": 1}] * runners if runners else [{"CPU": 1}])
+    runner = {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
+    return tune.PlacementGroupFactory([{"memory": 1}] + [runner] * runners if runners else [runner])
 
 
 def make_env(config: dict) -> TapVectorEnv:
     """The environment of an env runner, over the run's problem, on one thread."""
     torch.set_num_threads(1)
-    memory.keep_freed_memory()
     # A policy hardly ever draws the same codes for the first layers twice: nothing is kept for that.
     evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=0)
     return TapVectorEnv(config.get("num_envs", 1), evaluator)
@@ -147,6 +146,7 @@ def configure(
     num_env_runners: int,
     calibration: Calibration,
     envs_per_runner: int = 1,
+    gpus_per_runner: float = 0,
 ) -> PPOConfig:
     """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
 
@@ -168,6 +168,7 @@ def configure(
         .env_runners(
             num_env_runners=num_env_runners,
             num_cpus_per_env_runner=1,
+            num_gpus_per_env_runner=gpus_per_runner,
             num_envs_per_env_runner=envs_per_runner,
             gym_env_vectorize_mode="vector_entry_point",
             batch_mode="complete_episodes",

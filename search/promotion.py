@@ -24,7 +24,7 @@ def run(job: Job, handle: ray.actor.ActorHandle) -> None:
     for below, problem in pairwise(job.rungs):
         images, began = len(problem.labels), time.monotonic()
         rows, candidates = ray.get(handle.promoted.remote(len(below.labels), images))
-        runners = Runners(problem, min(settings.runners, len(rows)))
+        runners = Runners(problem, min(settings.runners, len(rows)), settings.gpus)
         with closing(runners), LiveLine(handle, len(rows), images):
             scores = runners.evaluate([store.codes_of(row, layers) for row in rows])
             for row, outcome in zip(rows, scores, strict=True):

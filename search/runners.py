@@ -33,12 +33,12 @@ Runner = ray.remote(num_cpus=1)(Scorer)
 class Runners:
     """`count` processes (at least one) that score configurations of a problem, which lies once in Ray's object store.
 
-    They live until `close()`.
+    They live until `close()`. Each asks Ray for a core and `gpus` GPUs.
     """
 
-    def __init__(self, problem: Problem, count: int):
-        shared = ray.put(problem)
-        self._actors = [Runner.remote(shared) for _ in range(max(1, count))]
+    def __init__(self, problem: Problem, count: int, gpus: float = 0):
+        shared, runner = ray.put(problem), Runner.options(num_gpus=gpus)
+        self._actors = [runner.remote(shared) for _ in range(max(1, count))]
 
     def teacher_accuracy(self) -> float:
         """Share of the problem's images in [0, 1] that the teacher gets right."""

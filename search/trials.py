@@ -80,11 +80,12 @@ def run(settings: Settings, name: str, folder: Path, problem: Problem, handle: r
     seeds = tune.grid_search(list(settings.seeds))
     if settings.algorithm == "ppo":
         trainable = ppo.TapPPO
-        space = ppo.configure(name, seeds, settings.budget, settings.lr, settings.runners, problem.calibration)
+        space = ppo.configure(name, seeds, settings.budget, settings.lr, settings.runners, problem.calibration,
+                              settings.envs_per_runner, settings.gpus)  # fmt: skip
     else:
         trainable = BaselineSearch
         space = {"run": name, "algorithm": settings.algorithm, "seed": seeds, "budget": settings.budget,
-                 "num_env_runners": settings.runners}  # fmt: skip
+                 "num_env_runners": settings.runners, "gpus": settings.gpus}  # fmt: skip
     with LiveLine(handle, settings.budget * len(settings.seeds), settings.search_images):
         results = tune.Tuner(
             trainable,

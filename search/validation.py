@@ -23,7 +23,7 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
     configurations = [store.codes_of(row, layers) for row in top]
     validation = job.held_out["validation"]
     print(f"scoring the best {len(top)} on {len(validation.labels)} validation images", flush=True)
-    with closing(Runners(validation, min(settings.runners, len(top)))) as runners:
+    with closing(Runners(validation, min(settings.runners, len(top)), settings.gpus)) as runners:
         scores = list(runners.evaluate(configurations))
         teacher_accuracy = runners.teacher_accuracy()
     accuracies = [score["accuracy"] for score in scores]

@@ -11,6 +11,10 @@ from search.config import Settings
 
 # Every flag of the command, and the words in its help that name its unit (none: it has no unit).
 UNITS = {
+    "--engine": "onednn",
+    "--device": "device",
+    "--envs-per-runner": "configurations",
+    "--gpus-per-runner": "GPUs",
     "--layers": "",
     "--dataset": "",
     "--data-dir": "",
@@ -93,6 +97,8 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--dataset imagefolder", ["--dataset imagefolder", "--data-dir"]),
         ("--algorithm random --lr 0.1", ["--lr", "--algorithm random"]),
         ("--algorithm quintile --episodes 2", ["--algorithm quintile", "--episodes"]),
+        ("--device cuda", ["--engine onednn", "--device cuda", "--engine portable"]),
+        ("--algorithm random --envs-per-runner 2", ["--envs-per-runner", "--algorithm random"]),
         ("--algorithm quintile --seeds 0,1", ["--algorithm quintile", "--seeds"]),
         ("--rungs 64,256 --search-images 64", ["--rungs", "--search-images"]),
         ("--num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
@@ -118,6 +124,9 @@ def test_defaults():
     assert (settings.address, settings.results, settings.seeds) == ("local", "results", (0,))
     assert 1 <= settings.runners <= (os.cpu_count() or 1)
     assert settings.budget > 1
+    assert settings.gpus == 0
+    assert Settings(engine="portable", device="cuda").gpus == 1
+    assert Settings(engine="portable", device="cuda", gpus_per_runner=0.25).gpus == 0.25
 
 
 def test_quintile_is_one_episode_unless_told():
