@@ -1,12 +1,13 @@
 """What every search algorithm must leave behind, through the real command."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from approx_env import calibration, data, tap, teacher
+from approx_env import calibration, data, env, tap, teacher
 from approx_env.evaluator import Evaluator, Problem, Reward
 from search import store
 from tests import command
@@ -150,3 +151,20 @@ def same_rows(*runs: Run) -> None:
     same = [name for name in first if name not in ("time", "episode_id")]
     assert len(first) == EPISODES
     assert first[same].equals(second[same])
+
+
+def test_portable_engine_in_lockstep():
+    """Three configurations at a time, on the other engine; five are no multiple of three."""
+    finished = command.run(
+        "--layers squeezenet_compact --engine portable --envs-per-runner 3 --num-env-runners 1 --episodes 5 --top 2"
+    )
+    assert finished.status == 0, finished.errors
+    assert list(finished.rows["episode"]) == list(range(5))
+    problem = env.shipped_problem("squeezenet_compact")
+    few = replace(problem, images=problem.images[:SEARCH_IMAGES], labels=problem.labels[:SEARCH_IMAGES])
+    evaluator = Evaluator(replace(few, engine="portable"))
+    for row in finished.rows.to_dict("records"):
+        score = evaluator.evaluate(store.codes_of(row, evaluator.layers))
+        assert [row[name] for name in ("return", "accuracy", "kd", "at")] == [
+            score.return_, score.accuracy, score.kd, score.at
+        ]  # fmt: skip
