@@ -22,6 +22,7 @@ from approx_env.network import (
 )
 
 OPSET = 17
+BATCH = "n"  # name of the first dimension
 LOGITS = "logits"
 
 
@@ -52,8 +53,8 @@ class _Writer:
         graph = helper.make_graph(
             self._nodes,
             network.model,
-            [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["n", *network.input_shape])],
-            [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["n", len(network.classes)])],
+            [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [BATCH, *network.input_shape])],
+            [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, [BATCH, len(network.classes)])],
             list(self._constants.values()),
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)

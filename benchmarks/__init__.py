@@ -1,0 +1,1 @@
+"""Measurements of what tapsearch costs: `python -m benchmarks`."""

@@ -1,0 +1,42 @@
+"""Runs the benchmarks: `python -m benchmarks`, in under 15 minutes on two cores that do nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from benchmarks import bench_engines, bench_evaluator, bench_scaling, bench_store, ratios, timing
+
+BENCHMARKS = {
+    "engines": bench_engines.measure,
+    "evaluator": bench_evaluator.measure,
+    "store": bench_store.measure,
+    "scaling": bench_scaling.measure,
+}
+RESULTS = Path(__file__).with_name("results")
+
+
+def main() -> None:
+    """Runs the benchmarks asked for, prints what they say of the claims, and writes it to `ratios.json`."""
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)} (default: all)")
+    parser.add_argument("--quick", action="store_true", help="few repetitions: to see that it works, not how fast")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where to write")
+    arguments = parser.parse_args()
+    strange = set(arguments.names) - set(BENCHMARKS)
+    if strange:
+        parser.error(f"there is no benchmark {', '.join(sorted(strange))}: choose from {', '.join(BENCHMARKS)}")
+    timing.use_one_thread()
+    summaries = {}
+    for name in arguments.names or BENCHMARKS:
+        begin = time.monotonic()
+        measured = BENCHMARKS[name](arguments.results, arguments.quick)
+        summaries |= {key: ratios.summarise(key, values) for key, values in measured.items()}
+        print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
+    ratios.write(arguments.results, summaries)
+    print(f"\n{ratios.table(summaries)}")
+
+
+if __name__ == "__main__":
+    main()

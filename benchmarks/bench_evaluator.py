@@ -1,0 +1,126 @@
+"""What does one episode cost, and how does that grow?
+
+Question: what does an episode (TAP in every layer, attention maps, multiplications counted, accuracy, KD and AT) cost
+beside a bare INT8 forward pass of the same images, and beside the same job written plainly in float32? How does it grow
+with images, layers and configurations in lockstep?
+
+Method: SqueezeNet's search problem on digits, repeated to the number of images wanted; one thread, one process. The
+episode and what it is compared with run in turn, once in each repetition; a ratio is taken within a repetition. Each
+episode has a configuration around quintile that differs from all others in its first layer, so that no cache helps.
+The bare pass runs on 1,024 images in the engine's own chunks, from pixels to logits, and takes no attention maps; the
+episode leaves out what comes before the first layer's codes, as every episode of a search does. The float32 student
+(`float_reference.py`) and its teacher score the 256 digits in batches of 128.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from approx_env.evaluator import Configuration, Evaluator
+from benchmarks import record, timing, workload
+from benchmarks.float_reference import BATCH, FloatReference
+
+IMAGES, FLOAT_IMAGES = 1024, 256
+GROWING_IMAGES = (128, 256, 512, 1024)
+GROWING_MODELS = ("squeezenet_compact", "alexnet", "squeezenet", "vgg16")
+MODEL_IMAGES = 256
+LOCKSTEP, LOCKSTEP_IMAGES = (1, 2, 4, 8), 256
+REPETITIONS = {"pass": 11, "float": 5, "growth": 5}
+QUICK_REPETITIONS = {"pass": 3, "float": 1, "growth": 1}
+
+
+def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
+    """Writes `evaluator.parquet` and returns the claims' repetitions."""
+    record.announce("evaluator", __doc__)
+    repetitions = QUICK_REPETITIONS if quick else REPETITIONS
+    rows: list[dict[str, Any]] = []
+    ratios = {
+        "episode_over_pass": _against_pass(repetitions["pass"], rows),
+        "episode_speedup_over_float_reference": _against_float(repetitions["float"], rows),
+    }
+    _by_images(repetitions["growth"], rows)
+    _by_model(repetitions["growth"], rows)
+    _by_lockstep(repetitions["growth"], rows)
+    record.write(folder, "evaluator", __doc__, rows)
+    return ratios
+
+
+def episodes(evaluator: Evaluator) -> Callable[[], object]:
+    """Scores another configuration at each call."""
+    proposals = workload.configurations(evaluator.calibration)
+    return lambda: evaluator.evaluate(next(proposals))
+
+
+def _against_pass(repetitions: int, rows: list[dict[str, Any]]) -> np.ndarray:
+    problem = workload.problem("squeezenet", IMAGES)
+    engine = workload.bare_engine(problem.network)
+    chunks = np.split(problem.images, range(engine.chunk, IMAGES, engine.chunk))
+    runs = {
+        "episode": episodes(Evaluator(problem)),
+        "bare pass": lambda: [engine.forward(images) for images in chunks],
+    }
+    seconds = timing.side_by_side(runs, repetitions)
+    for what, times in seconds.items():
+        _keep(rows, "against pass", what, times, images=IMAGES)
+    return seconds["episode"] / seconds["bare pass"]
+
+
+def _against_float(repetitions: int, rows: list[dict[str, Any]]) -> np.ndarray:
+    problem = workload.problem("squeezenet", FLOAT_IMAGES)
+    reference, proposals = FloatReference(problem), workload.configurations(problem.calibration)
+    runs = {
+        "episode": episodes(Evaluator(problem)),
+        f"float32 episode, batch {BATCH}": lambda: reference.evaluate(next(proposals)),
+    }
+    seconds = timing.side_by_side(runs, repetitions)
+    for what, times in seconds.items():
+        _keep(rows, "against float", what, times, images=FLOAT_IMAGES)
+    ours, plain = seconds.values()
+    return plain / ours
+
+
+def _by_images(repetitions: int, rows: list[dict[str, Any]]) -> None:
+    runs = {count: episodes(Evaluator(workload.problem("squeezenet", count))) for count in GROWING_IMAGES}
+    for count, times in timing.side_by_side(runs, repetitions).items():
+        _keep(rows, "by images", "episode", times, images=count)
+
+
+def _by_model(repetitions: int, rows: list[dict[str, Any]]) -> None:
+    problems = {model: workload.problem(model, MODEL_IMAGES) for model in GROWING_MODELS}
+    runs = {model: episodes(Evaluator(problem)) for model, problem in problems.items()}
+    for model, times in timing.side_by_side(runs, repetitions).items():
+        network = problems[model].network
+        _keep(rows, "by model", "episode", times, model=model, layers=len(network.layers), images=MODEL_IMAGES,
+              macs=workload.macs(network))  # fmt: skip
+
+
+def _by_lockstep(repetitions: int, rows: list[dict[str, Any]]) -> None:
+    evaluator = Evaluator(workload.problem("squeezenet", LOCKSTEP_IMAGES))
+    proposals = workload.configurations(evaluator.calibration)
+    runs = {count: lambda count=count: score_in_lockstep(evaluator, _take(proposals, count)) for count in LOCKSTEP}
+    for count, times in timing.side_by_side(runs, repetitions).items():
+        _keep(rows, "by lockstep", "episode", times / count, images=LOCKSTEP_IMAGES, configurations=count)
+
+
+def score_in_lockstep(evaluator: Evaluator, configurations: Sequence[Configuration]) -> None:
+    """Scores configurations together, layer by layer."""
+    evaluation = evaluator.begin(len(configurations))
+    for codes in zip(*configurations, strict=True):
+        evaluation.advance(np.array(codes))
+
+
+def _take(proposals: Iterator[Configuration], count: int) -> list[Configuration]:
+    return [next(proposals) for _ in range(count)]
+
+
+def _keep(rows: list[dict[str, Any]], series: str, what: str, times: np.ndarray, **about) -> None:
+    """Adds a row for each repetition: its seconds an episode or pass; prints their median."""
+    about = {"model": "squeezenet", "layers": 9, "configurations": 1} | about
+    rows += [{"series": series, "what": what, **about, "repetition": k, "seconds": s} for k, s in enumerate(times)]
+    facts = ", ".join(f"{key} {value}" for key, value in about.items())
+    rate = about["images"] / np.median(times)
+    print(f"{series:13s} {what}: {np.median(times):.4f} s, {rate:.0f} images/s ({facts})", flush=True)
