@@ -11,6 +11,7 @@ ratio is exactly 1 on unchanged weights.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
     """Policy and value function over the observations of `TAP-v0`.
 
     `model_config` holds `tmax` and `start`, the layers' limits and the configuration that a fresh policy is centred
-    on (both lists, one entry a layer), and `hidden`, the width of the two hidden layers.
+    on (both lists, one entry a layer), `hidden`, the width of the two hidden layers, and perhaps `observations`, what
+    the environment shows of each layer.
     """
 
     generator: torch.Generator | None = None  # what actions are drawn with; torch's global one if None
@@ -75,40 +77,23 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         limits = torch.tensor(config["tmax"])
         self.register_buffer("limits", limits)
         self.register_buffer("codes", torch.arange(CODE_COUNT))
-        self.register_buffer("start", self._relative(torch.tensor(config["start"]), limits))
+        self.register_buffer("observations", torch.tensor(config.get("observations", []), dtype=torch.float32))
+        start = torch.tensor(config["start"])[:, list(DRAW_ORDER)]
+        low, high = self._intervals(start, limits)
+        places = ((start - low) / (high - low).clamp(min=1)).clamp(0.02, 0.98)
+        self.register_buffer("start", torch.logit(places))  # (layers, 4): where in its interval each start code lies
         width, features = config["hidden"], self.observation_space.shape[0] + len(limits)
         self.trunk = _perceptron(features, width)
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width + drawn, width), nn.Tanh(), nn.Linear(width, 2)) for drawn in range(4)
-        )
-        for head in self.heads:  # a fresh policy has nearly the start configuration as its mean
-            nn.init.normal_(head[-1].weight, std=0.01)
-            nn.init.zeros_(head[-1].bias)
+        self.heads = _Heads(width)
         self.value = nn.Sequential(_perceptron(features, width), nn.Linear(width, 1))
+        self._drawn: dict[str, torch.Tensor] | None = None  # for every layer of the episodes under way
 
     @staticmethod
-    def _intervals(drawn: list[torch.Tensor], tmax: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lowest and highest code of the next draw, after `drawn` of t1, t2, v1, v2."""
-        match drawn:
-            case []:
-                return torch.ones_like(tmax), tmax - 3
-            case [t1]:
-                return t1 + 2, tmax - 1
-            case [t1, t2]:
-                return t1 + 1, t2 - 1
-            case [_, t2, _]:
-                return t2 + 1, tmax
-        raise AssertionError("four codes at most")
-
-    def _relative(self, start: torch.Tensor, tmax: torch.Tensor) -> torch.Tensor:
-        """Where in its interval each start code lies, as logits `(layers, 4)` in the order of drawing."""
-        drawn, places = [], []
-        for column in DRAW_ORDER:
-            low, high = self._intervals(drawn, tmax)
-            code = start[:, column]
-            places.append(((code - low) / (high - low).clamp(min=1)).clamp(0.02, 0.98))
-            drawn.append(code)
-        return torch.logit(torch.stack(places, -1))
+    def _intervals(drawn: torch.Tensor, tmax: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Lowest and highest code `(..., 4)` of t1, t2, v1, v2, each from those before it in `drawn (..., 4)`."""
+        t1, t2, _, _ = drawn.unbind(-1)
+        low = torch.stack([torch.ones_like(t1), t1 + 2, t1 + 1, t2 + 1], -1)
+        return low, torch.stack([tmax - 3, tmax - 1, t2 - 1, tmax], -1)
 
     def _features(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The observation with the layer one-hot behind it, and the layer's index, which its depth gives."""
@@ -116,45 +101,72 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         layer = torch.round(observation[..., 0] * (count - 1)).long()
         return torch.cat([observation, nn.functional.one_hot(layer, count).to(observation)], -1), layer
 
-    def _walk(self, observation: torch.Tensor, pick) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs the four draws; `pick(draw, logits)` gives each code.
+    def _logits(
+        self, hidden: torch.Tensor, layer: torch.Tensor, drawn: torch.Tensor, draws: slice = slice(None)
+    ) -> torch.Tensor:
+        """The discretised Gaussians of some draws over their intervals, impossible codes masked: `(..., draws, 256)`.
 
-        Returns:
-            Actions `(..., 4) int64` and logits `(..., 4 * 256) float32`, both in the order of an action.
+        Args:
+            hidden: of the trunk, `(..., width)`.
+            layer: index `(...)`.
+            drawn: codes `(..., 4)` in the order of drawing; those that a draw does not know yet do not matter to it.
+            draws: which of the four.
         """
-        features, layer = self._features(observation)
-        hidden, tmax = self.trunk(features), self.limits[layer]
-        drawn: list[torch.Tensor] = []
-        logits: list[torch.Tensor] = []
-        for draw, head in enumerate(self.heads):
-            low, high = self._intervals(drawn, tmax)
-            context = [(code / tmax).to(hidden).unsqueeze(-1) for code in drawn]
-            output = head(torch.cat([hidden, *context], -1))
-            logits.append(self._logits(output, self.start[layer, draw], low.unsqueeze(-1), high.unsqueeze(-1)))
-            drawn.append(pick(draw, logits[-1]))
-        columns = [DRAW_ORDER.index(column) for column in range(4)]
-        return torch.stack([drawn[k] for k in columns], -1), torch.cat([logits[k] for k in columns], -1)
-
-    def _logits(self, output: torch.Tensor, start: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        """The discretised Gaussian over `low..high`, impossible codes masked."""
-        mean = torch.sigmoid(output[..., :1] + start.unsqueeze(-1))
+        tmax = self.limits[layer]
+        low, high = (end[..., draws].unsqueeze(-1) for end in self._intervals(drawn, tmax))
+        output = self.heads(hidden, drawn / tmax.unsqueeze(-1), draws)
+        mean = torch.sigmoid(output[..., :1] + self.start[layer][..., draws].unsqueeze(-1))
         width = (START_WIDTH * torch.exp(output[..., 1:])).clamp(*WIDTH_RANGE)
         place = (self.codes - low) / (high - low).clamp(min=1)
         possible = (self.codes >= low) & (self.codes <= high)
         return torch.where(possible, -0.5 * ((place - mean) / width) ** 2, MASKED)
 
+    def _walk(self, observation: torch.Tensor, pick) -> torch.Tensor:
+        """Runs the four draws; `pick(logits)` gives each code. Returns actions `(..., 4) int64`."""
+        features, layer = self._features(observation)
+        hidden = self.trunk(features)
+        drawn = layer.new_zeros((*layer.shape, 4))
+        for draw in range(4):
+            drawn[..., draw] = pick(self._logits(hidden, layer, drawn, slice(draw, draw + 1)).squeeze(-2))
+        return drawn[..., list(DRAW_ORDER)]
+
+    def _inputs(self, observation: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Logits `(..., 4 * 256)` in the order of an action, given that these actions were drawn."""
+        features, layer = self._features(observation)
+        logits = self._logits(self.trunk(features), layer, actions[..., list(DRAW_ORDER)])
+        return logits[..., list(DRAW_ORDER), :].flatten(-2)
+
     # -- what RLlib calls
 
     def _forward_inference(self, batch: dict[str, Any], **kwargs) -> dict[str, Any]:
-        actions, logits = self._walk(batch[Columns.OBS], lambda draw, logits: logits.argmax(-1))
-        return {Columns.ACTIONS: actions, Columns.ACTION_DIST_INPUTS: logits}
+        observation = batch[Columns.OBS]
+        actions = self._walk(observation, lambda logits: logits.argmax(-1))
+        return {Columns.ACTIONS: actions, Columns.ACTION_DIST_INPUTS: self._inputs(observation, actions)}
 
     def _forward_exploration(self, batch: dict[str, Any], **kwargs) -> dict[str, Any]:
-        def draw_code(draw: int, logits: torch.Tensor) -> torch.Tensor:
-            return torch.multinomial(torch.softmax(logits, -1), 1, generator=self.generator).squeeze(-1)
+        """Draws actions.
+
+        What is observed of a layer does not depend on actions. So at the first layer the actions for all layers are
+        drawn in one batch; the later layers' are taken from there.
+        """
+        observation = batch[Columns.OBS]
+        layers, at = self.observations, int(torch.round(observation[0, 0] * (len(self.limits) - 1)))
+        if not (len(layers) and torch.equal(observation, layers[at].expand_as(observation))):
+            return self._draw(observation)
+        if at == 0:
+            self._drawn = self._draw(layers.unsqueeze(1).expand(-1, len(observation), -1))
+        if self._drawn is None or self._drawn[Columns.ACTIONS].shape[1] != len(observation):
+            return self._draw(observation)
+        return {name: value[at] for name, value in self._drawn.items()}
+
+    def _draw(self, observation: torch.Tensor) -> dict[str, torch.Tensor]:
+        def draw_code(logits: torch.Tensor) -> torch.Tensor:
+            chances = torch.softmax(logits, -1).flatten(0, -2)
+            return torch.multinomial(chances, 1, generator=self.generator).view(logits.shape[:-1])
 
         with torch.no_grad():
-            actions, logits = self._walk(batch[Columns.OBS], draw_code)
+            actions = self._walk(observation, draw_code)
+            logits = self._inputs(observation, actions)
         return {
             Columns.ACTIONS: actions,
             Columns.ACTION_DIST_INPUTS: logits,
@@ -162,9 +174,7 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         }
 
     def _forward_train(self, batch: dict[str, Any], **kwargs) -> dict[str, Any]:
-        stored = batch[Columns.ACTIONS].long()
-        _, logits = self._walk(batch[Columns.OBS], lambda draw, _: stored[..., DRAW_ORDER[draw]])
-        return {Columns.ACTION_DIST_INPUTS: logits}
+        return {Columns.ACTION_DIST_INPUTS: self._inputs(batch[Columns.OBS], batch[Columns.ACTIONS].long())}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:
         return self.value(self._features(batch[Columns.OBS])[0]).squeeze(-1)
@@ -173,6 +183,26 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         return CodeDistribution
 
     get_exploration_action_dist_cls = get_inference_action_dist_cls = get_train_action_dist_cls
+
+
+class _Heads(nn.Module):
+    """A small network for each draw, which sees the trunk and the codes drawn before; all four run as one."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        spread = [1 / math.sqrt(width + draw) for draw in range(4)]  # as nn.Linear has it
+        self.hidden_weight = nn.Parameter(torch.stack([torch.empty(width + 3, width).uniform_(-s, s) for s in spread]))
+        self.hidden_bias = nn.Parameter(torch.stack([torch.empty(width).uniform_(-s, s) for s in spread]))
+        # A fresh policy has nearly the start configuration as its mean.
+        self.weight, self.bias = nn.Parameter(0.01 * torch.randn(4, width, 2)), nn.Parameter(torch.zeros(4, 2))
+        self.register_buffer("known", torch.ones(4, 3).tril(-1))  # which draw knows which codes
+
+    def forward(self, hidden: torch.Tensor, drawn: torch.Tensor, draws: slice) -> torch.Tensor:
+        """Mean and width, untransformed: `(..., width)` and shares of tmax `(..., 4)` -> `(..., draws, 2)`."""
+        known = drawn[..., :3].unsqueeze(-2) * self.known[draws]
+        seen = torch.cat([hidden.unsqueeze(-2).expand(*known.shape[:-1], -1), known], -1)
+        layer = torch.einsum("...di,dio->...do", seen, self.hidden_weight[draws]) + self.hidden_bias[draws]
+        return torch.einsum("...di,dio->...do", torch.tanh(layer), self.weight[draws]) + self.bias[draws]
 
 
 def _perceptron(inputs: int, width: int) -> nn.Sequential:

@@ -160,6 +160,7 @@ def configure(
         "tmax": list(calibration.tmax),
         "start": [list(codes) for codes in calibration.quintile],
         "hidden": HIDDEN,
+        "observations": [layer.observation.tolist() for layer in calibration.layers],
     }
     steps = min(EPISODES_AN_ITERATION, budget) * layers
     return (

@@ -17,6 +17,7 @@ from search import selection, store
 
 NAMESPACE = "tapsearch"
 FLUSH_SECONDS = 10.0
+RETRY_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,7 @@ class Recorder:
 
     def wait(self) -> None:
         """Returns when everything sent is on disk."""
-        ray.get(self._sink.flush.remote())
-        ray.get(self._pending)
-        self._pending.clear()
+        while self._pending:  # a row may reach the sink after the flush that was sent after it
+            ray.get(self._sink.flush.remote())
+            written, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=RETRY_SECONDS)
+            ray.get(written)

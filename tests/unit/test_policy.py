@@ -22,10 +22,10 @@ SPACES = {
 }
 
 
-def build(seed: int = 0, shake: float = 0.0) -> CodePolicy:
+def build(seed: int = 0, shake: float = 0.0, **known) -> CodePolicy:
     """A fresh policy; `shake` is the size of the noise that is put onto its weights, as after much training."""
     torch.manual_seed(seed)
-    config = {"tmax": list(TMAX), "start": [list(codes) for codes in START], "hidden": 32}
+    config = {"tmax": list(TMAX), "start": [list(codes) for codes in START], "hidden": 32} | known
     module = RLModuleSpec(module_class=CodePolicy, model_config=config, **SPACES).build()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -130,6 +130,28 @@ def test_one_stream_gives_new_actions_each_time():
     policy, batch = build(), observe(everywhere(100))
     first = explore(policy, batch)[Columns.ACTIONS]
     assert not torch.equal(policy.forward_exploration(batch)[Columns.ACTIONS], first)
+
+
+def test_all_layers_of_an_episode_are_drawn_at_the_first():
+    """With known observations one draw serves all layers, two episodes in lockstep; other observations are no part."""
+    known = observe(list(range(len(TMAX))))[Columns.OBS]
+    policy = build(shake=0.3, observations=known.tolist())
+    policy.generator = torch.Generator().manual_seed(0)
+    episodes = []
+    for _ in range(2):
+        steps = [policy.forward_exploration({Columns.OBS: row.expand(2, -1)}) for row in known]
+        for row, step, tmax in zip(known, steps, TMAX, strict=True):
+            assert not any(tap.problems(codes, tmax) for codes in step[Columns.ACTIONS].tolist())
+            now = distribution(policy, {Columns.OBS: row.expand(2, -1)}, step[Columns.ACTIONS])
+            torch.testing.assert_close(now.logp(step[Columns.ACTIONS]), step[Columns.ACTION_LOGP], rtol=1e-4, atol=1e-4)
+        episodes.append(torch.stack([step[Columns.ACTIONS] for step in steps]))
+    assert not torch.equal(*episodes)
+    before = policy.generator.get_state()
+    policy.forward_exploration({Columns.OBS: known[3].expand(2, -1)})
+    assert torch.equal(policy.generator.get_state(), before)
+    for other in (known[3].expand(5, -1), known[3].expand(2, -1) + 0.01):  # more episodes; something else is seen
+        policy.forward_exploration({Columns.OBS: other})
+        assert not torch.equal(policy.generator.get_state(), before)
 
 
 def test_entropy_and_divergence(policy):
