@@ -3,6 +3,8 @@
 Teachers see *train*, histograms and scales *calibration*, rewards *search*, the final choice *validation*; *test* is
 read once, for what was chosen. Every split but *test* is cut from the dataset's own training part by one fixed
 permutation, so that the first n images of a split are a random sample of it.
+
+Libraries that only reading a dataset takes are imported there: an env runner, which gets its images, needs none.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as transforms
 
 from approx_env.errors import InputError
 
@@ -152,6 +153,7 @@ def _held_out_sizes(total: int) -> dict[str, int]:
 def _digits() -> Dataset:
     """1,797 real 8x8 digits, enlarged to 3x32x32: test 256, search 256, validation 192, calibration 512, train 581."""
     from sklearn.datasets import load_digits
+    from torchvision.transforms.v2 import functional as transforms
 
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
@@ -228,6 +230,8 @@ def _imagefolder(root: Path) -> Dataset:
 
 def _decode(paths: Sequence[str], shorter: int, side: int) -> np.ndarray:
     """Reads image files into `(n, 3, side, side) uint8`, from the middle of images whose shorter side is `shorter`."""
+    from torchvision.transforms.v2 import functional as transforms
+
     pixels = np.empty((len(paths), 3, side, side), np.uint8)
     for target, path in zip(pixels, paths, strict=True):
         with _opened(path) as image:

@@ -9,18 +9,25 @@ episode and what it is compared with run in turn, once in each repetition; a rat
 episode has a configuration around quintile that differs from all others in its first layer, so that no cache helps.
 The bare pass runs on 1,024 images in the engine's own chunks, from pixels to logits, and takes no attention maps; the
 episode leaves out what comes before the first layer's codes, as every episode of a search does. The float32 student
-(`float_reference.py`) and its teacher score the 256 digits in batches of 128.
+(`float_reference.py`) and its teacher score the 256 digits in batches of 128, in a process of their own with torch as
+it comes; the same with freed memory kept, as our evaluator has it, is in the rows.
+Common beginnings: the codes of one layer change from episode to episode, and those of all layers before it stay.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from approx_env.evaluator import Configuration, Evaluator
+from approx_env import memory
+from approx_env.evaluator import Configuration, Evaluator, Problem
 from benchmarks import record, timing, workload
 from benchmarks.float_reference import BATCH, FloatReference
 
@@ -42,6 +49,7 @@ def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
         "episode_over_pass": _against_pass(repetitions["pass"], rows),
         "episode_speedup_over_float_reference": _against_float(repetitions["float"], rows),
     }
+    _by_beginning(repetitions["growth"], rows)
     _by_images(repetitions["growth"], rows)
     _by_model(repetitions["growth"], rows)
     _by_lockstep(repetitions["growth"], rows)
@@ -71,16 +79,63 @@ def _against_pass(repetitions: int, rows: list[dict[str, Any]]) -> np.ndarray:
 
 def _against_float(repetitions: int, rows: list[dict[str, Any]]) -> np.ndarray:
     problem = workload.problem("squeezenet", FLOAT_IMAGES)
-    reference, proposals = FloatReference(problem), workload.configurations(problem.calibration)
-    runs = {
-        "episode": episodes(Evaluator(problem)),
-        f"float32 episode, batch {BATCH}": lambda: reference.evaluate(next(proposals)),
-    }
-    seconds = timing.side_by_side(runs, repetitions)
+    proposals = workload.configurations(problem.calibration)
+    plain, keeping = f"float32 episode, batch {BATCH}", f"float32 episode, batch {BATCH}, freed memory kept"
+    with _served(problem, keep=False) as score, _served(problem, keep=True) as score_keeping:
+        runs = {
+            "episode": episodes(Evaluator(problem)),
+            plain: lambda: score(next(proposals)),
+            keeping: lambda: score_keeping(next(proposals)),
+        }
+        seconds = timing.side_by_side(runs, repetitions)
     for what, times in seconds.items():
         _keep(rows, "against float", what, times, images=FLOAT_IMAGES)
-    ours, plain = seconds.values()
-    return plain / ours
+    return seconds[plain] / seconds["episode"]
+
+
+@contextmanager
+def _served(problem: Problem, keep: bool) -> Iterator[Callable[[Configuration], None]]:
+    """The float32 student in a process of its own: gives a function that has it score a configuration."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(problem, keep, there))
+    process.start()
+
+    def score(configuration: Configuration) -> None:
+        here.send(configuration)
+        here.recv()
+
+    try:
+        yield score
+    finally:
+        here.send(None)
+        process.join()
+
+
+def _serve(problem: Problem, keep: bool, connection: Connection) -> None:
+    torch.set_num_threads(1)
+    if keep:
+        memory.keep_freed_memory()
+    reference = FloatReference(problem)
+    while configuration := connection.recv():
+        connection.send(reference.evaluate(configuration))
+
+
+def _by_beginning(repetitions: int, rows: list[dict[str, Any]]) -> None:
+    """What an episode costs when only one layer's codes are new, with the cache as it is by default."""
+    evaluator = Evaluator(workload.problem("squeezenet", IMAGES))
+    proposals = workload.configurations(evaluator.calibration)
+    last = list(next(proposals))
+
+    def change(layer: int) -> None:
+        last[layer] = next(codes for proposal in proposals if (codes := proposal[layer]) != last[layer])
+        evaluator.evaluate(last)
+
+    runs = {layer: lambda layer=layer: change(layer) for layer in range(len(evaluator.layers))}
+    for layer in runs:  # one after the other: a search by coordinates changes a layer several times
+        evaluator.evaluate(last)
+        times = timing.side_by_side({layer: runs[layer]}, repetitions)[layer]
+        _keep(rows, "by beginning", f"episode, new codes in {evaluator.layers[layer]}", times, images=IMAGES)
 
 
 def _by_images(repetitions: int, rows: list[dict[str, Any]]) -> None:

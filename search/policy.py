@@ -32,14 +32,14 @@ class CodeDistribution(TorchDistribution):
     """Four conditional categoricals over codes, conditioned on one action.
 
     Args:
-        logits: `(..., 4 * 256)`, masked, in the order of an action; those of later draws hold for the action that
+        logits: `(..., 4 * codes)`, masked, in the order of an action; those of later draws hold for the action that
             they were computed with.
 
     `logp` is exact. `entropy` and `kl` are sums along the drawn action, unbiased estimates of the joint ones.
     """
 
     def _get_torch_distribution(self, logits: torch.Tensor) -> None:
-        self._log = torch.log_softmax(logits.unflatten(-1, (4, CODE_COUNT)), -1)
+        self._log = torch.log_softmax(logits.unflatten(-1, (4, -1)), -1)
         self._possible = self._log > MASKED / 2
 
     def logp(self, value: torch.Tensor, **kwargs) -> torch.Tensor:
@@ -76,7 +76,7 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         config = self.model_config
         limits = torch.tensor(config["tmax"])
         self.register_buffer("limits", limits)
-        self.register_buffer("codes", torch.arange(CODE_COUNT))
+        self.register_buffer("codes", torch.arange(max(config["tmax"]) + 1))
         self.register_buffer("observations", torch.tensor(config.get("observations", []), dtype=torch.float32))
         start = torch.tensor(config["start"])[:, list(DRAW_ORDER)]
         low, high = self._intervals(start, limits)
@@ -104,7 +104,7 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
     def _logits(
         self, hidden: torch.Tensor, layer: torch.Tensor, drawn: torch.Tensor, draws: slice = slice(None)
     ) -> torch.Tensor:
-        """The discretised Gaussians of some draws over their intervals, impossible codes masked: `(..., draws, 256)`.
+        """The discretised Gaussians of some draws over their intervals, impossible codes masked: `(..., draws, codes)`.
 
         Args:
             hidden: of the trunk, `(..., width)`.
@@ -131,7 +131,7 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         return drawn[..., list(DRAW_ORDER)]
 
     def _inputs(self, observation: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Logits `(..., 4 * 256)` in the order of an action, given that these actions were drawn."""
+        """Logits `(..., 4 * codes)` in the order of an action, given that these actions were drawn."""
         features, layer = self._features(observation)
         logits = self._logits(self.trunk(features), layer, actions[..., list(DRAW_ORDER)])
         return logits[..., list(DRAW_ORDER), :].flatten(-2)

@@ -49,6 +49,7 @@ class RecordEpisodes(RLlibCallback):
             config = env_runner.config
             self._recorder = sink.Recorder(config.env_config["run"], "ppo", config.seed)
             stream = config.seed * SEED_STRIDE + (env_runner.worker_index or 0)
+            env_runner.module.eval()  # once: RLlib would otherwise go there and back at every step
             env_runner.module.generator = torch.Generator().manual_seed(stream)
 
     def on_episode_end(self, *, episode, env_runner, **kwargs) -> None:

@@ -1,5 +1,6 @@
 """What the README says is what the committed runs hold, and its examples run."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import ratios
 from search import report
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +25,12 @@ def test_results_table_is_read_from_the_committed_runs(monkeypatch):
     folders = sorted(Path("results/reference").iterdir())
     assert len(folders) == 6
     assert report.table(folders) in (ROOT / "README.md").read_text()
+
+
+def test_speed_table_is_read_from_the_committed_measurement():
+    measured = json.loads((ROOT / "benchmarks" / "results" / "ratios.json").read_text())
+    assert set(measured) == set(ratios.TARGETS)
+    assert ratios.table(measured) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

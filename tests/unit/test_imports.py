@@ -1,10 +1,13 @@
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import approx_env
 
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted(Path(approx_env.__file__).parent.glob("*.py"))
 
 
@@ -18,3 +21,10 @@ def test_approx_env_imports_neither_ray_nor_search(path):
             assert node.level == 0, "imports are absolute"
             found.add(node.module.split(".")[0])
     assert not found & {"ray", "search"}
+
+
+def test_an_env_runner_loads_no_library_that_it_does_not_need():
+    """torchvision and scikit-learn, which only reading a dataset takes, are 110 MB in each process."""
+    loaded = "import sys, search.ppo; print(*{'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
