@@ -3,12 +3,13 @@
 from itertools import islice
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 
 from approx_env import tap
 from approx_env.evaluator import Evaluator
-from benchmarks import ratios, search_job, timing, trace, workload
+from benchmarks import onnx_twin, ratios, search_job, timing, trace, workload
 from benchmarks.float_reference import FloatReference
 
 IMAGES = 128
@@ -38,10 +39,6 @@ def test_the_float_reference_scores_as_the_evaluator_does(problem):
 
 
 def test_the_onnx_twin_gives_the_engines_logits(problem):
-    pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    from benchmarks import onnx_twin
-
     model = onnx_twin.convert(problem.network).SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     theirs = session.run(None, {"input": problem.images})[0]
