@@ -8,6 +8,7 @@ as well, so that the codes are the exact reference's. Each engine proves its sum
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -49,15 +50,17 @@ class PortableEngine(Engine):
         """The node's weights as floats, in as many parts of the input channels as keep sums below 2**24."""
         zero_point = self.network.zero_point(node.inputs[0])
         largest = max(zero_point, tap.HIGHEST_CODE - zero_point) * np.abs(node.weight.astype(np.int64))
-        sums = largest.reshape(*node.weight.shape[:2], -1).sum(2).max(0)  # at most so much from each input channel
-        ends = [0]
-        for channel, end in enumerate(np.cumsum(sums)):
-            if end - (np.cumsum(sums)[ends[-1] - 1] if ends[-1] else 0) > LARGEST_EXACT:
-                ends.append(channel)
+        from_each = largest.reshape(*node.weight.shape[:2], -1).sum(2).max(0)  # input channel, at most
+        begins, total = [0], 0
+        for channel, most in enumerate(from_each):
+            total += most
+            if total > LARGEST_EXACT:
+                begins.append(channel)
+                total = most
         weight = torch.from_numpy(node.weight.astype(np.float32)).to(self.device)
         return [
             weight[:, first:last].contiguous(memory_format=_order(weight))
-            for first, last in zip(ends, [*ends[1:], weight.shape[1]], strict=True)
+            for first, last in pairwise([*begins, weight.shape[1]])
         ]
 
     def _sums(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
