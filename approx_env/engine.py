@@ -55,7 +55,7 @@ class Engine(ABC):
         observed: tensors, layers too, that a state keeps when they were made last, for a caller to look at.
     """
 
-    chunk = 128  # images that best pass a segment together
+    chunk = 64  # images that pass a segment together: 128 were 4 % faster and took 35 MB more
 
     def __init__(self, network: Network, readers: Sequence[cost.Reader] = (), observed: Collection[str] = ()):
         self.network = network

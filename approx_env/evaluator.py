@@ -20,6 +20,7 @@ from approx_env.engine import State
 from approx_env.network import Network, pool_first
 
 Configuration = Sequence[Sequence[int]]  # (t1, v1, t2, v2) of every layer, in forward order
+FEW = 16  # images that are prepared together
 CACHE_BYTES = 128 * 2**20  # of the last configuration's states
 
 
@@ -98,8 +99,8 @@ class Evaluator:
         self.cache_bytes = cache_bytes
         self.last: list[Step] = []  # of the configuration scored last, as far as it got
         chunk = self.engine.chunk
-        images = [torch.tensor(problem.images[i : i + chunk]) for i in range(0, len(problem.images), chunk)]
-        self.starts = [self.engine.start(part) for part in images]
+        chunks = [problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk)]
+        self.starts = [self._start(images) for images in chunks]
         self.teacher_maps: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
         logits = []
         for state in self.starts:
@@ -110,6 +111,12 @@ class Evaluator:
             logits.append(self.engine.logits(state))
         self.teacher_logits = torch.cat(logits)
         self.teacher_accuracy = distill.hard_accuracy(self.teacher_logits, self.labels)
+        memory.give_back()
+
+    def _start(self, images: np.ndarray) -> State:
+        """The state at the first layer, a few images at a time: what comes before it is large, and soon forgotten."""
+        parts = [self.engine.start(torch.tensor(images[i : i + FEW])) for i in range(0, len(images), FEW)]
+        return State(0, {name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -204,21 +211,26 @@ class Evaluation:
 
     def _computed(self, codes: np.ndarray) -> Step:
         """Runs from the deepest layer whose states are there."""
-        states, begin = self._evaluator.starts, 0
+        states, begin = self._evaluator.starts[::-1], 0
         for depth, step in enumerate(self._steps, 1):
             if step.states is not None:
-                states, begin = step.states, depth
+                states, begin = step.states[::-1], depth
+        if not self._evaluator.cache_bytes and self._steps:
+            self._steps[-1].states = None  # each chunk's is freed as soon as it is used
         for layer, again in enumerate(self._steps[begin:], begin):
-            states = self._through(layer, states, again.codes)
+            states = self._through(layer, states, again.codes)[::-1]
         states = self._through(self.layer, states, codes)
         counts = sum(state.counts for state in states)
         attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_maps
         return Step(codes, counts, self._attention_terms(states) if attention else None, states)
 
     def _through(self, layer: int, states: list[State], codes: np.ndarray) -> list[State]:
-        """Takes every chunk of images through a layer."""
-        owner = self._evaluator
-        return [owner.engine.advance(state, codes, owner.calibration.tmax[layer]) for state in states]
+        """Takes every chunk of images, of which the last comes first in `states`, through a layer; empties `states`."""
+        engine, tmax = self._evaluator.engine, self._evaluator.calibration.tmax[layer]
+        passed = []
+        while states:
+            passed.append(engine.advance(states.pop(), codes, tmax))
+        return passed
 
     def _attention_terms(self, states: list[State]) -> list[float]:
         teacher, count = self._evaluator.teacher_maps[self._evaluator.layers[self.layer]], len(self._returns)

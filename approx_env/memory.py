@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process, for programs that need the same large buffers again and again."""
+"""What glibc's malloc does with freed memory, for programs that need the same large buffers again and again."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return all([mallopt(M_MMAP_THRESHOLD, LARGEST), mallopt(M_TRIM_THRESHOLD, LARGEST), mallopt(M_TOP_PAD, HEADROOM)])
+
+
+def give_back() -> None:
+    """Hands freed memory back to the system once: that of a preparation whose buffers nobody needs again."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -163,7 +163,8 @@ def configure(
         "hidden": HIDDEN,
         "observations": [layer.observation.tolist() for layer in calibration.layers],
     }
-    steps = min(EPISODES_AN_ITERATION, budget) * layers
+    episodes = min(EPISODES_AN_ITERATION, budget)
+    steps = episodes * layers
     return (
         PPOConfig(algo_class=TapPPO)
         .environment("TAP-v0", env_config={"run": run, "budget": budget})
@@ -179,7 +180,8 @@ def configure(
         .learners(num_learners=0)
         .training(
             train_batch_size_per_learner=steps,
-            minibatch_size=math.ceil(steps / MINIBATCH_SHARE),
+            # RLlib's learner adds a last observation, without a loss, to each episode.
+            minibatch_size=math.ceil((steps + episodes) / MINIBATCH_SHARE),
             num_epochs=EPOCHS,
             lr=learning_rate,
             gamma=1.0,
