@@ -85,8 +85,7 @@ def read_float(path: str | os.PathLike) -> nn.Module:
     Raises:
         InputError: as `read`.
     """
-    arrays, _ = _read(Path(path))
-    about = about_float(path)
+    arrays, about = _read_float(Path(path))
     module = models.build(about["model"], len(about["classes"]), **about["architecture"])
     module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
     return module.eval()
@@ -98,10 +97,7 @@ def about_float(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         InputError: as `read`.
     """
-    _, about = _read(Path(path))
-    if "model" not in about:
-        raise InputError(f"{path} is not a float teacher: name a .float.json that training wrote")
-    return about
+    return _read_float(Path(path))[1]
 
 
 def _describe(quantised: Network) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -156,3 +152,10 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     if not isinstance(about, dict) or hashlib.sha256(content).hexdigest() != about.get("sha256"):
         raise InputError(f"{arrays_path} is not what {path.name} describes (truncated or exchanged): copy both anew")
     return load(content), about
+
+
+def _read_float(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    arrays, about = _read(path)
+    if "model" not in about:
+        raise InputError(f"{path} is not a float teacher: name a .float.json that training wrote")
+    return arrays, about
