@@ -311,3 +311,9 @@ def build(name: str, classes: int, **options) -> Blocks:
         if strange:
             raise InputError(f"{', '.join(strange)}: only SqueezeNets have them, and {name} is none: leave them out")
     return MODELS[name](classes, **options)
+
+
+def outline(name: str, classes: int = 2, **options) -> Blocks:
+    """`build` without weights: for shapes and sizes, and to find bad options, at no cost; errors of `build`."""
+    with torch.device("meta"):
+        return build(name, classes, **options)

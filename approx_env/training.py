@@ -352,8 +352,7 @@ def _run(argv: list[str]) -> None:
     precision = given.precision if given.precision != "auto" else _precision(device)
     recipe = Recipe(**{entry.name: getattr(given, entry.name) for entry in fields(Recipe)} | {"precision": precision})
     dataset = data.load(given.dataset, given.data_dir)
-    with torch.device("meta"):
-        sized = dataset.sized(models.build(given.model, len(dataset.classes), **recipe.architecture).image_size)
+    sized = dataset.sized(models.outline(given.model).image_size)
     for split in ("calibration", "validation", "test"):  # a broken image ends the command now, not after the epochs
         sized.load(split)
     folder = Path(given.output)
@@ -373,14 +372,12 @@ def _run(argv: list[str]) -> None:
 
 def _contradictions(given: Command, names: set[str]) -> Iterator[tuple[set[str], str]]:
     yield from data.contradictions(given.dataset, names)
-    with torch.device("meta"):
-        try:
-            models.build(given.model, 2, **given.architecture)
-        except InputError as error:
-            for problem in error.problems:
-                yield {"model", "sr", "pct3x3"}, problem
-        resizable = models.build(given.model, 2).resizable
-    if given.small_epochs and not resizable:
+    try:
+        models.outline(given.model, **given.architecture)
+    except InputError as error:
+        for problem in error.problems:
+            yield {"model", "sr", "pct3x3"}, problem
+    if given.small_epochs and not models.outline(given.model).resizable:
         yield {"model", "small_epochs"}, f"--small-epochs: {given.model} reads one image size only, leave it out"
     if given.small_epochs > given.epochs:
         text = f"--small-epochs must be at most --epochs, got {given.small_epochs} of {given.epochs}"

@@ -81,8 +81,7 @@ def train_one(point: dict[str, float], settings: Settings, dataset: data.Dataset
     memory.keep_freed_memory()
     recipe = training.Recipe(epochs=settings.epochs, batch_size=settings.batch_size, precision="float32",
                              seed=settings.seed, **point)  # fmt: skip
-    with torch.device("meta"):
-        shape = models.build(settings.model, len(dataset.classes), **recipe.architecture)
+    shape = models.outline(settings.model, len(dataset.classes), **recipe.architecture)
     count = sum(parameter.numel() for parameter in shape.parameters())
     fixed = {"model": settings.model, "dataset": dataset.name, "seed": settings.seed, **point,
              "parameters": count, "float_bytes": BYTES * count}  # fmt: skip
@@ -167,9 +166,7 @@ def draw(rows: pd.DataFrame, along: str, path: Path) -> None:
 def _run(argv: list[str] | None) -> None:
     description = "Trains SqueezeNets over a grid of metaparameters."
     settings = options.parse(Settings, "python -m search.architecture", description, argv, _contradictions)
-    with torch.device("meta"):
-        side = models.build(settings.model, 2).image_size
-    dataset = data.load(settings.dataset, settings.data_dir).sized(side)
+    dataset = data.load(settings.dataset, settings.data_dir).sized(models.outline(settings.model).image_size)
     for split in ("train", "validation"):  # a broken image ends the command before anything is started
         dataset.load(split)
     now = datetime.datetime.now(datetime.UTC)

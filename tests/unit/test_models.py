@@ -153,3 +153,16 @@ def test_unknown_model():
     with pytest.raises(InputError) as caught:
         models.build("vgg99", 10)
     assert str(caught.value) == f"unknown model 'vgg99': it must be one of {', '.join(models.MODELS)}"
+
+
+def test_an_outline_has_the_shapes_of_the_network_and_no_weights():
+    made, outline = (
+        models.build("squeezenet", 10, squeeze_ratio=0.5),
+        models.outline("squeezenet", 10, squeeze_ratio=0.5),
+    )
+    assert [(name, one.shape) for name, one in made.named_parameters()] == [
+        (name, one.shape) for name, one in outline.named_parameters()
+    ]
+    assert all(parameter.is_meta for parameter in outline.parameters())
+    with pytest.raises(InputError, match="^--sr: only SqueezeNets have them"):
+        models.outline("alexnet", squeeze_ratio=0.5)
