@@ -211,25 +211,25 @@ class Evaluation:
 
     def _computed(self, codes: np.ndarray) -> Step:
         """Runs from the deepest layer whose states are there."""
-        states, begin = self._evaluator.starts[::-1], 0
+        states, begin = list(self._evaluator.starts), 0
         for depth, step in enumerate(self._steps, 1):
             if step.states is not None:
-                states, begin = step.states[::-1], depth
+                states, begin = list(step.states), depth
         if not self._evaluator.cache_bytes and self._steps:
             self._steps[-1].states = None  # each chunk's is freed as soon as it is used
         for layer, again in enumerate(self._steps[begin:], begin):
-            states = self._through(layer, states, again.codes)[::-1]
+            states = self._through(layer, states, again.codes)
         states = self._through(self.layer, states, codes)
         counts = sum(state.counts for state in states)
         attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_maps
         return Step(codes, counts, self._attention_terms(states) if attention else None, states)
 
     def _through(self, layer: int, states: list[State], codes: np.ndarray) -> list[State]:
-        """Takes every chunk of images, of which the last comes first in `states`, through a layer; empties `states`."""
+        """Takes every chunk of images through a layer, and out of `states`, so that it can be freed."""
         engine, tmax = self._evaluator.engine, self._evaluator.calibration.tmax[layer]
         passed = []
         while states:
-            passed.append(engine.advance(states.pop(), codes, tmax))
+            passed.append(engine.advance(states.pop(0), codes, tmax))
         return passed
 
     def _attention_terms(self, states: list[State]) -> list[float]:
