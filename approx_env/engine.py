@@ -111,8 +111,8 @@ class Engine(ABC):
     def forward(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
         """Runs the exact network: `(n, c, h, w) uint8` -> logits `(n, classes) float32`."""
         state = self.start(images)
-        for _ in self.network.layers:
-            state = self.advance(state, None)
+        for layer, name in enumerate(self.network.layers, 1):  # as `advance` would, but nothing is measured
+            state = self._state(layer, self._run(layer, state.tensors | {name: self.codes(state)}))
         return self.logits(state)
 
     def logits(self, state: State) -> torch.Tensor:
@@ -212,3 +212,13 @@ def _live_after(segments: list[list[Node]], network: Network, observed: Collecti
         if position > 0:
             needed |= set(network.by_name[network.layers[position - 1]].inputs)
     return live[::-1]
+
+
+def order(x: torch.Tensor) -> torch.memory_format:
+    """How the engines keep `x`: channels innermost."""
+    return torch.channels_last if x.dim() == 4 else torch.contiguous_format
+
+
+def in_order(x: torch.Tensor) -> torch.Tensor:
+    """`x` with its channels innermost."""
+    return x.contiguous(memory_format=order(x))

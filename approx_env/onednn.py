@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from approx_env import convolution, cost, kernels, quantize, simd
-from approx_env.engine import Engine
+from approx_env.engine import Engine, in_order, order
 from approx_env.errors import InputError
 from approx_env.network import Concatenation, Convolution, MaxPool, Network, Weighted
 
@@ -57,18 +57,14 @@ class OneDnnEngine(Engine):
         return y.permute(0, 3, 1, 2)
 
     def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        a, b = _in_order(a), _in_order(b)
+        a, b = in_order(a), in_order(b)
         y = torch.empty_like(a)
         kernels.add(rows(a).reshape(-1), rows(b).reshape(-1), rows(y).reshape(-1))
         return y
 
     def _tap(self, x, images, codes, tmax, weights, counts, attention):
-        x = _in_order(x)
-        y = (
-            torch.empty_like(x)
-            if len(x) == images * len(codes)
-            else _in_order(x.new_empty((images * len(codes), *x.shape[1:])))
-        )
+        x = in_order(x)
+        y = torch.empty((images * len(codes), *x.shape[1:]), dtype=x.dtype, memory_format=order(x))
         energy = torch.empty(len(y), y[0, 0].numel()) if attention and x.dim() == 4 else torch.empty(0, 0)
         exact, approximated = rows(x), rows(y)
         vectors = convolution.available() and not exact.shape[2] % simd.POOLED and exact.shape[2] <= simd.LONGEST
@@ -111,7 +107,7 @@ def saturates() -> bool:
     x = torch.full((1, 32, 4, 4), 255, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     weight = torch.full((32, 32, 1, 1), quantize.HIGHEST_WEIGHT, dtype=torch.int8)
     ones = torch.ones(32)
-    run = _packed_convolution(weight, ones, torch.zeros(32), 1.0, 0, 1, 0, relu=False, output_scale=None, shape=x.shape)
+    run = packed_convolution(weight, ones, torch.zeros(32), 1.0, 0, 1, 0, relu=False, output_scale=None, shape=x.shape)
     return bool((run(x) != 255.0 * quantize.HIGHEST_WEIGHT * 32).any())
 
 
@@ -135,17 +131,17 @@ def _pack(network: Network, node: Weighted):
     bias = torch.from_numpy((node.bias * (scale * node.weight_scale.astype(np.float64))).astype(np.float32))
     common = {"relu": node.relu, "output_scale": node.scale}
     if isinstance(node, Convolution):
-        return _packed_convolution(weight, weight_scale, bias, scale, zero_point, node.stride, node.padding,
-                                   shape=(1, *network.shapes[source]), **common)  # fmt: skip
+        return packed_convolution(weight, weight_scale, bias, scale, zero_point, node.stride, node.padding,
+                                  shape=(1, *network.shapes[source]), **common)  # fmt: skip
     # oneDNN's matrix product begins blocks of long inputs at odd places, so that its pairs are not the weights' own,
     # and saturates all the same; its convolution does not.
     weight = weight[:, :, None, None]
-    run = _packed_convolution(weight, weight_scale, bias, scale, zero_point, 1, 0,
-                              shape=(1, weight.shape[1], 1, 1), **common)  # fmt: skip
+    run = packed_convolution(weight, weight_scale, bias, scale, zero_point, 1, 0,
+                             shape=(1, weight.shape[1], 1, 1), **common)  # fmt: skip
     return lambda x: run(x[:, :, None, None].contiguous(memory_format=torch.channels_last)).flatten(1)
 
 
-def _packed_convolution(weight, weight_scale, bias, scale, zero_point, stride, padding, *, relu, output_scale, shape):
+def packed_convolution(weight, weight_scale, bias, scale, zero_point, stride, padding, *, relu, output_scale, shape):
     geometry = ([stride] * 2, [padding] * 2, [1, 1], 1)
     packed = ONEDNN.qconv_prepack(weight, weight_scale, scale, zero_point, *geometry, list(shape))
     zeros = torch.zeros(len(weight), dtype=torch.int32)
@@ -161,11 +157,6 @@ def rows(codes: torch.Tensor) -> np.ndarray:
     if codes.dim() == 2:
         return codes.contiguous().numpy()[:, None]
     return codes.permute(0, 2, 3, 1).contiguous().flatten(1, 2).numpy()
-
-
-def _in_order(x: torch.Tensor) -> torch.Tensor:
-    """`x` with its channels innermost, so that `rows` views it without a copy."""
-    return x.contiguous() if x.dim() == 2 else x.contiguous(memory_format=torch.channels_last)
 
 
 def _space_first(x: torch.Tensor) -> np.ndarray:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from approx_env import cost, tap
-from approx_env.engine import Engine
+from approx_env import cost, reference, tap
+from approx_env.engine import Engine, in_order
 from approx_env.errors import InputError
-from approx_env.network import Convolution, MaxPool, Network, Weighted
+from approx_env.network import MaxPool, Network, Weighted
 
 LARGEST_EXACT = 2**24  # integers up to here are exact in float32
 PROOF_IMAGES = 8
@@ -41,10 +41,14 @@ class PortableEngine(Engine):
     ):
         super().__init__(network, readers, observed)
         self.device = available_device(device)
-        self._weights = {node.name: self._parts(node) for node in network.nodes if isinstance(node, Weighted)}
-        for node in network.nodes:
-            if isinstance(node, Weighted):
-                self._prove(node)
+        weighted = [node for node in network.nodes if isinstance(node, Weighted)]
+        self._weights = {node.name: self._parts(node) for node in weighted}
+        self._affine = {
+            node.name: [self._a_channel(values, node) for values in (node.weight_scale.astype(np.float64), node.bias)]
+            for node in weighted
+        }
+        for node in weighted:
+            self._prove(node)
 
     def _parts(self, node: Weighted) -> list[torch.Tensor]:
         """The node's weights as floats, in as many parts of the input channels as keep sums below 2**24."""
@@ -58,10 +62,11 @@ class PortableEngine(Engine):
                 begins.append(channel)
                 total = most
         weight = torch.from_numpy(node.weight.astype(np.float32)).to(self.device)
-        return [
-            weight[:, first:last].contiguous(memory_format=_order(weight))
-            for first, last in pairwise([*begins, weight.shape[1]])
-        ]
+        return [in_order(weight[:, first:last]) for first, last in pairwise([*begins, weight.shape[1]])]
+
+    def _a_channel(self, values: np.ndarray, node: Weighted) -> torch.Tensor:
+        """Values of each output channel, on the device, as they go with the node's output."""
+        return torch.from_numpy(values).to(self.device).view(-1, *[1] * (node.weight.ndim - 2))
 
     def _sums(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
         """The sums of products as float64."""
@@ -70,10 +75,7 @@ class PortableEngine(Engine):
         for weight in self._weights[node.name]:
             part = x[:, first : first + weight.shape[1]]
             with _exact_products():
-                if isinstance(node, Convolution):
-                    sums = F.conv2d(part, weight, stride=node.stride, padding=node.padding)
-                else:
-                    sums = F.linear(part, weight)
+                sums = reference.products(node, part, weight)
             total = sums.double() if total is None else total + sums
             first += weight.shape[1]
         return total
@@ -84,12 +86,9 @@ class PortableEngine(Engine):
         shape = self.network.shapes[node.inputs[0]]
         codes = torch.randint(0, 256, (PROOF_IMAGES, *shape), generator=generator).float()
         codes[0] = tap.HIGHEST_CODE
-        found = self._sums(node, self._ordered(codes.to(self.device))).cpu()
+        found = self._sums(node, in_order(codes.to(self.device))).cpu()
         x, weight = codes.double() - self.network.zero_point(node.inputs[0]), torch.from_numpy(node.weight).double()
-        if isinstance(node, Convolution):
-            expected = F.conv2d(x, weight, stride=node.stride, padding=node.padding)
-        else:
-            expected = F.linear(x, weight)
+        expected = reference.products(node, x, weight)
         if not torch.equal(found, expected):
             raise InputError(
                 f"the portable engine on {self.device} must give exact sums, and those of '{node.name}' differ by up "
@@ -97,33 +96,29 @@ class PortableEngine(Engine):
             )
 
     def _input(self, images: torch.Tensor) -> torch.Tensor:
-        return self._ordered(images.to(self.device).float())
+        return in_order(images.to(self.device).float())
 
     def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        sums = self._sums(node, x)
-        axes = (-1, *[1] * (sums.dim() - 2))
-        multiplier = torch.from_numpy(node.weight_scale.astype(np.float64)).to(self.device).view(axes)
-        value = (sums + torch.from_numpy(node.bias).to(self.device).view(axes)) * multiplier
+        weight_scale, bias = self._affine[node.name]
+        value = (self._sums(node, x) + bias) * weight_scale
         value *= self.network.scales[node.inputs[0]]
         if node.scale is None:
             return (value.clamp(min=0) if node.relu else value).float()
-        return self._ordered((value / node.scale).round().clamp(0, tap.HIGHEST_CODE).float())
+        return in_order((value / node.scale).round().clamp(0, tap.HIGHEST_CODE).float())
 
     def _max_pool(self, x: torch.Tensor, node: MaxPool) -> torch.Tensor:
         height, width = self.network.shapes[node.name][1:]
-        if not node.ceil:
-            return F.max_pool2d(x, node.kernel, node.stride)
-        return F.max_pool2d(x, node.kernel, node.stride, ceil_mode=True)[:, :, :height, :width]
+        return F.max_pool2d(x, node.kernel, node.stride, ceil_mode=node.ceil)[:, :, :height, :width]
 
     def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a + b).clamp(max=tap.HIGHEST_CODE)
 
     def _tap(self, x, images, codes, tmax, weights, counts, attention):
-        batches = x.view(-1, images, *x.shape[1:]) if x.dim() == 2 else x.unflatten(0, (-1, images))
+        batches = x.unflatten(0, (-1, images))
         t1, v1, t2, v2 = torch.from_numpy(codes).to(self.device, torch.float32).T.reshape(4, -1, *[1] * x.dim())
         y = torch.where(batches <= tmax, v2, batches)
         y = torch.where(batches <= t2, v1, y)
-        y = self._ordered(torch.where(batches <= t1, 0.0, y).flatten(0, 1))
+        y = in_order(torch.where(batches <= t1, 0.0, y).flatten(0, 1))
         if weights.size:
             self._tally(y, codes, tmax, weights, counts)
         return y, self._energy(y) if attention else None
@@ -141,9 +136,6 @@ class PortableEngine(Engine):
         squares = x.double() ** 2
         return (squares.sum(1).flatten(1) if x.dim() == 4 else squares).float()
 
-    def _ordered(self, x: torch.Tensor) -> torch.Tensor:
-        return x.contiguous(memory_format=_order(x))
-
 
 def available_device(name: str | torch.device) -> torch.device:
     """The device of that name.
@@ -157,10 +149,6 @@ def available_device(name: str | torch.device) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device must be one that torch has here, as cpu or cuda, got {name} ({error})") from error
     return device
-
-
-def _order(x: torch.Tensor) -> torch.memory_format:
-    return torch.channels_last if x.dim() == 4 else torch.contiguous_format
 
 
 def _exact_products():

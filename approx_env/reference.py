@@ -1,6 +1,6 @@
 """Slow, plain twins in exact integer arithmetic of what `engine.py` and `kernels.py` do fast.
 
-Nothing but tests and a doubting reader runs them.
+Only tests, a doubting reader, and the portable engine when it proves its sums, run them.
 """
 
 from __future__ import annotations
@@ -62,17 +62,20 @@ def forward(
 
 def _weighted(network: Network, node: Weighted, codes: np.ndarray) -> np.ndarray:
     x = torch.from_numpy(codes.astype(np.float64) - network.zero_point(node.inputs[0]))
-    weight = torch.from_numpy(node.weight.astype(np.float64))
-    if isinstance(node, Convolution):
-        sums = F.conv2d(x, weight, stride=node.stride, padding=node.padding).numpy()
-    else:
-        sums = F.linear(x, weight).numpy()
+    sums = products(node, x, torch.from_numpy(node.weight.astype(np.float64))).numpy()
     axes = (-1, *[1] * (sums.ndim - 2))
     value = (sums + node.bias.reshape(axes)) * node.weight_scale.astype(np.float64).reshape(axes)
     value *= network.scales[node.inputs[0]]
     if node.scale is None:
         return np.maximum(value, 0) if node.relu else value
     return np.clip(np.rint(value / node.scale), 0, tap.HIGHEST_CODE).astype(np.uint8)
+
+
+def products(node: Weighted, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The sums of products of a node, in the number type of `x` and `weight`."""
+    if isinstance(node, Convolution):
+        return F.conv2d(x, weight, stride=node.stride, padding=node.padding)
+    return F.linear(x, weight)
 
 
 def max_pool(codes: np.ndarray, kernel: int, stride: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -68,8 +68,8 @@ def large_convolution() -> Callable[[], torch.Tensor]:
     channels, shape = PEAK_CHANNELS, (PEAK_IMAGES, PEAK_CHANNELS, PEAK_SIDE, PEAK_SIDE)
     weight = torch.from_numpy(generator.integers(-60, 61, (channels, channels, 3, 3)).astype(np.int8))
     x = torch.from_numpy(generator.integers(0, 256, shape, np.uint8)).contiguous(memory_format=torch.channels_last)
-    run = onednn._packed_convolution(weight, torch.ones(channels), torch.zeros(channels), 1.0, 0, 1, 1,
-                                     relu=True, output_scale=1000.0, shape=shape)  # fmt: skip
+    run = onednn.packed_convolution(weight, torch.ones(channels), torch.zeros(channels), 1.0, 0, 1, 1,
+                                    relu=True, output_scale=1000.0, shape=shape)  # fmt: skip
     return lambda: run(x)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -48,8 +47,8 @@ def problem(model: str, count: int) -> Problem:
 
 
 def bare_engine(int8: Network) -> Engine:
-    """An engine that runs the network and nothing else: no attention maps, no counts."""
-    return engines.build(pool_first(replace(int8, attention=())))
+    """An engine for bare passes, of the network as the evaluator has it."""
+    return engines.build(pool_first(int8))
 
 
 def macs(int8: Network) -> int:
