@@ -5,7 +5,7 @@ counts and ranks them? How long do the queries of results/README.md take over a 
 
 Method: rows of SqueezeNet with random codes and scores. A part holds 32 rows, one PPO iteration, or 1,000. The sink is
 driven in this process, without Ray: 32 rows are sent, flushed and waited for. The million rows lie in 500 parts of
-2,000, written by the arrays with the same settings as `store.write_table`; DuckDB uses one thread. Each is done once in
+2,000, written by `store.write_arrow`; DuckDB uses one thread. Each is done once in
 each repetition.
 """
 
@@ -22,7 +22,6 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from approx_env import tap
 from approx_env.cost import KINDS
@@ -66,9 +65,8 @@ def write_store(folder: Path, layers: tuple[str, ...], count: int) -> int:
     (folder / store.EPISODES).mkdir()
     generator, columns = np.random.default_rng(0), store.schema(layers)
     for first in range(0, count, PART_ROWS):
-        table = _random_table(columns, first, min(PART_ROWS, count - first), generator)
         path = folder / store.EPISODES / f"part-{uuid.uuid4().hex}.parquet"
-        pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+        store.write_arrow(path, _random_table(columns, first, min(PART_ROWS, count - first), generator))
     return sum(path.stat().st_size for path in (folder / store.EPISODES).iterdir())
 
 

@@ -91,8 +91,12 @@ def write_part(folder: Path, rows: Sequence[Mapping[str, Any]], layers: Sequence
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: pa.Schema) -> None:
     """Writes rows to one Parquet file, atomically."""
+    write_arrow(path, pa.Table.from_pylist(list(rows), schema=columns))
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Writes a table to one Parquet file, atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
-    table = pa.Table.from_pylist(list(rows), schema=columns)
     try:
         # Parts are small: statistics and dictionaries would be a third of them.
         pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_statistics=False)
