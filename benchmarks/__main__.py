@@ -6,13 +6,14 @@ import argparse
 import time
 from pathlib import Path
 
-from benchmarks import bench_engines, bench_evaluator, bench_scaling, bench_store, ratios, timing
+from benchmarks import bench_cluster, bench_engines, bench_evaluator, bench_scaling, bench_store, ratios, timing
 
 BENCHMARKS = {
     "engines": bench_engines.measure,
     "evaluator": bench_evaluator.measure,
     "store": bench_store.measure,
     "scaling": bench_scaling.measure,
+    "cluster": bench_cluster.measure,
 }
 RESULTS = Path(__file__).with_name("results")
 

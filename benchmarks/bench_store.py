@@ -5,7 +5,7 @@ counts and ranks them? How long do the queries of results/README.md take over a 
 
 Method: rows of SqueezeNet with random codes and scores. A part holds 32 rows, one PPO iteration, or 1,000. The sink is
 driven in this process, without Ray: 32 rows are sent, flushed and waited for. The million rows lie in 500 parts of
-2,000, written by `store.write_arrow`; DuckDB uses one thread. Each is done once in
+2,000, as `store.arrow_parquet` makes them; DuckDB uses one thread. Each is done once in
 each repetition.
 """
 
@@ -27,6 +27,7 @@ from approx_env import tap
 from approx_env.cost import KINDS
 from benchmarks import record, timing, workload
 from search import sink, store
+from search.storage import Folder
 
 AN_ITERATION, MANY = 32, 1000
 FLUSHES = 20
@@ -43,12 +44,12 @@ def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
     network = workload.network("squeezenet")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="tb-") as temporary:
-        for what, count, run in _writers(Path(temporary), network.layers):
+        for what, count, run in _writers(Folder(temporary), network.layers):
             for k, seconds in enumerate(timing.side_by_side({what: run}, repetitions)[what]):
                 rows.append({"what": what, "rows": count, "repetition": k, "seconds": seconds})
     with tempfile.TemporaryDirectory(prefix="tb-") as temporary:
         total = QUICK_MILLION if quick else MILLION
-        size = write_store(Path(temporary), network.layers, total)
+        size = write_store(Folder(temporary), network.layers, total)
         for what, times in timing.side_by_side(_queries(Path(temporary)), repetitions).items():
             for k, seconds in enumerate(times):
                 rows.append({"what": what, "rows": total, "repetition": k, "seconds": seconds, "store_bytes": size})
@@ -60,14 +61,14 @@ def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
     return {}
 
 
-def write_store(folder: Path, layers: tuple[str, ...], count: int) -> int:
+def write_store(folder: Folder, layers: tuple[str, ...], count: int) -> int:
     """Writes `count` random rows as parts of 2,000; returns their size in bytes."""
-    (folder / store.EPISODES).mkdir()
-    generator, columns = np.random.default_rng(0), store.schema(layers)
+    generator, columns, size = np.random.default_rng(0), store.schema(layers), 0
     for first in range(0, count, PART_ROWS):
-        path = folder / store.EPISODES / f"part-{uuid.uuid4().hex}.parquet"
-        store.write_arrow(path, _random_table(columns, first, min(PART_ROWS, count - first), generator))
-    return sum(path.stat().st_size for path in (folder / store.EPISODES).iterdir())
+        part = store.arrow_parquet(_random_table(columns, first, min(PART_ROWS, count - first), generator))
+        (folder / store.EPISODES).write(f"part-{first:07d}.parquet", part)
+        size += len(part)
+    return size
 
 
 def _random_table(columns: pa.Schema, first: int, count: int, generator: np.random.Generator) -> pa.Table:
@@ -105,9 +106,8 @@ def _queries(folder: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def _writers(folder: Path, layers: tuple[str, ...]) -> list[tuple[str, int, Callable[[], object]]]:
+def _writers(folder: Folder, layers: tuple[str, ...]) -> list[tuple[str, int, Callable[[], object]]]:
     """Ways to write: what, how many rows, and how."""
-    (folder / store.EPISODES).mkdir()
     tmax = (255,) * len(layers)
     generator = np.random.default_rng(0)
     columns = store.schema(layers)
@@ -123,7 +123,6 @@ def _writers(folder: Path, layers: tuple[str, ...]) -> list[tuple[str, int, Call
 async def _send_through_sink(info: sink.RunInfo, generator: np.random.Generator) -> None:
     """A new sink takes rows as env runners send them."""
     with tempfile.TemporaryDirectory(prefix="tb-") as folder:
-        Path(folder, store.EPISODES).mkdir()
         actor = sink._Sink(folder, info, b"", TOP)
         for _ in range(FLUSHES):
             answers = [asyncio.ensure_future(actor.add(_message(info, generator))) for _ in range(AN_ITERATION)]

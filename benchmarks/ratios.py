@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import record
-from search import store
+from search.storage import Folder
 
 FILE = "ratios.json"
 
@@ -68,7 +68,8 @@ def write(folder: Path, summaries: Mapping[str, Mapping[str, Any]]) -> None:
     """Writes `folder/ratios.json`; claims that were not measured this time stay as they were."""
     path = folder / FILE
     known = json.loads(path.read_text()) if path.exists() else {}
-    store.write_json(path, {key: (known | summaries)[key] for key in TARGETS if key in known or key in summaries})
+    told = {key: (known | summaries)[key] for key in TARGETS if key in known or key in summaries}
+    Folder(folder).write_json(FILE, told)
 
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:

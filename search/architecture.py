@@ -23,6 +23,7 @@ from approx_env import data, memory, models, options, training
 from approx_env.errors import InputError, exit_status
 from approx_env.options import integer, listed, option
 from search import config, store
+from search.storage import Folder
 
 BYTES = 4  # of a float parameter
 GRACE = 4  # ASHA stops nothing before this share of the epochs is done
@@ -92,8 +93,8 @@ def train_one(point: dict[str, float], settings: Settings, dataset: data.Dataset
         )  # fmt: skip
 
 
-def search(settings: Settings, dataset: data.Dataset, folder: Path) -> pd.DataFrame:
-    """Trains the grid on the Ray that is connected, keeps the rows in `folder`, and returns them."""
+def search(settings: Settings, dataset: data.Dataset, folder: Path, scratch: Path) -> pd.DataFrame:
+    """Trains the grid on the Ray that is connected, keeps the rows in `folder` (Tune its own in `scratch`)."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
@@ -102,7 +103,7 @@ def search(settings: Settings, dataset: data.Dataset, folder: Path) -> pd.DataFr
     class Keeper(tune.Callback):
         def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
             rows.append({name: result[name] for name in COLUMNS.names})
-            store.write_table(folder / "epochs.parquet", rows, COLUMNS)
+            Folder(folder).write("epochs.parquet", store.parquet(rows, COLUMNS))
             share = f"{result['validation_accuracy']:.2%}"
             print(f"SR {result['sr']:g}, 3x3 {result['pct3x3']:g}: epoch {result['epoch']}/{settings.epochs}, "
                   f"validation accuracy {share}", flush=True)  # fmt: skip
@@ -121,12 +122,12 @@ def search(settings: Settings, dataset: data.Dataset, folder: Path) -> pd.DataFr
             ),
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder.resolve()), verbose=0, callbacks=[Keeper()],
+            name="tune", storage_path=str(scratch), verbose=0, callbacks=[Keeper()],
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     ).fit()  # fmt: skip
     if results.errors:
-        raise RuntimeError(f"a training failed, see {folder / 'tune'}: {results.errors[0]}")
+        raise RuntimeError(f"a training failed: {results.errors[0]}")
     return pd.DataFrame(rows)
 
 
@@ -181,8 +182,8 @@ def _run(argv: list[str] | None) -> None:
           f"{settings.epochs} epochs", flush=True)  # fmt: skip
     from search.session import session
 
-    with session(settings.address):
-        rows = search(settings, dataset, folder)
+    with session(settings.address) as scratch:
+        rows = search(settings, dataset, folder, scratch)
     for along in FIGURES:
         draw(rows, along, folder / f"accuracy-and-size-by-{along}.png")
     print(last_epochs(rows)[["sr", "pct3x3", "epoch", "parameters", "float_bytes", "validation_accuracy"]].to_string())

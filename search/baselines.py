@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import ray
 from ray import tune
 
 from approx_env import tap
@@ -49,15 +50,24 @@ class BaselineSearch(tune.Trainable):
         count = config["num_env_runners"]
         self._runners = Runners(problem, count, config["gpus"]) if count else None
         self._local = None if count else Scorer(problem)
-        self._finished = 0
+        self._proposed = 0
+        names = [self._episode_id(episode) for episode in range(config["budget"])]
+        self._written = ray.get(sink.find(config["run"]).written.remote(names))  # before this search was cut off
+
+    def _episode_id(self, episode: int) -> str:
+        return f"{self._trial}-{episode}"
 
     def step(self) -> dict:
         budget = self.config["budget"]
-        wanted = min(EVALUATIONS_A_STEP * max(1, self.config["num_env_runners"]), budget - self._finished)
-        configurations = [next(self._proposals) for _ in range(wanted)]
-        for outcome in self._evaluate(configurations):
-            self._recorder.add(f"{self._trial}-{self._finished}", self._finished, outcome)
-            self._finished += 1
+        todo: list[tuple[int, Configuration]] = []
+        while len(todo) < EVALUATIONS_A_STEP * max(1, self.config["num_env_runners"]) and self._proposed < budget:
+            configuration = next(self._proposals)
+            if self._episode_id(self._proposed) not in self._written:
+                todo.append((self._proposed, configuration))
+            self._proposed += 1
+        outcomes = self._evaluate([configuration for _, configuration in todo])
+        for (episode, _), outcome in zip(todo, outcomes, strict=True):
+            self._recorder.add(self._episode_id(episode), episode, outcome)
         self._recorder.wait()
         return sink.tune_metrics(self.config["run"], self._trial, budget)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from approx_env import data, engines, models, options
 from approx_env.options import integer, number, option
@@ -60,6 +61,7 @@ class Settings:
     calib_batches: int = integer(16, "batches of calibration images", 1)
     batch_size: int = integer(32, "images in a calibration batch", 1)
     lr: float = number(1e-3, "PPO's learning rate", above=0, high=1)
+    iteration_episodes: int = integer(32, "episodes that PPO learns from at a time; no more runners than these work", 1)
     accuracy: str = option("hard", "accuracy that the return rewards", choices=ACCURACIES)
     kd_temperature: float = number(2.0, "temperature of the KD loss, logits", above=0, high=1000)
     kd_weight: float = number(1.0, "weight of the KD loss in the return", low=0, high=1e6)
@@ -69,7 +71,9 @@ class Settings:
     max_acc_drop: float = number(2.0, "highest validation accuracy drop to choose from, points", low=0, high=100)
     top: int = integer(30, "best configurations to keep and validate", 1)
     num_env_runners: int | None = integer(
-        None, "processes that score, a core each; 0: in the search's own (default: one a core, at most 8)", 0
+        None,
+        "processes that score, a core each; 0: in the search's own (default: one a core; at most 8 on one machine)",
+        0,
     )
     envs_per_runner: int = integer(1, "configurations that a runner takes through the network in lockstep (PPO)", 1)
     engine: str = option("onednn", "what runs the network: onednn (x86 CPUs) or portable", choices=engines.ENGINES)
@@ -78,7 +82,10 @@ class Settings:
         None, "GPUs, or the part of one, that a runner asks of Ray (default: 0 on the cpu, else 1)", low=0, high=64
     )
     address: str = option("local", "Ray cluster: local (start one), auto, or HOST:PORT", metavar="ADDRESS")
-    results: str = option("results", "folder that holds the runs", metavar="DIR")
+    results: str = option("results", "folder that holds the runs: a path, or s3://bucket/path", metavar="DIR")
+    resume: str | None = option(
+        None, "go on with this run of --results, which was cut off; its other options are its own", metavar="RUN"
+    )
     run_name: str | None = option(
         None, "name of this run's folder (default: model-dataset-algorithm-time)", metavar="NAME"
     )
@@ -109,13 +116,37 @@ def parse(argv: list[str] | None = None) -> Settings:
     return options.parse(Settings, "python -m search.run", description, argv, _contradictions)
 
 
+# What may be given with --resume: where things are, and what has no influence on what is found.
+RESUMABLE = ("resume", "results", "address", "num_env_runners", "gpus_per_runner", "data_dir", "teacher")
+
+
+def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:
+    """The settings of a run that goes on: its own `arguments`, but for what is `given` now.
+
+    Raises:
+        TypeError: they are not those of a search.
+    """
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    now = {name: getattr(given, name) for name in RESUMABLE}
+    kept = {name: own[name] for name in ("data_dir", "teacher") if now[name] is None}
+    return Settings(**own | now | kept)
+
+
 def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
     """What cannot hold together: the options involved, and the sentence that says so."""
     cores = os.cpu_count() or 1
+    if settings.resume is not None:
+        for name in sorted(given.difference(RESUMABLE)):
+            yield {name}, f"{options.flag(name)} is what run {settings.resume} was started with: leave it out"
+        yield from session_contradictions(settings.address, settings.resume, "resume")
+        return
     yield from data.contradictions(settings.dataset, given)
     if settings.algorithm != "ppo" and "lr" in given:
         text = f"--lr is PPO's learning rate; --algorithm {settings.algorithm} has none: leave it out"
         yield {"algorithm", "lr"}, text
+    if settings.algorithm != "ppo" and "iteration_episodes" in given:
+        text = f"--iteration-episodes is PPO's; --algorithm {settings.algorithm} has no iterations: leave it out"
+        yield {"algorithm", "iteration_episodes"}, text
     if settings.algorithm != "ppo" and settings.envs_per_runner > 1:
         text = f"--envs-per-runner is PPO's; --algorithm {settings.algorithm} scores one at a time: leave it out"
         yield {"algorithm", "envs_per_runner"}, text
@@ -134,9 +165,12 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     yield from session_contradictions(settings.address, settings.run_name)
 
 
-def session_contradictions(address: str, run_name: str | None) -> Iterator[tuple[set[str], str]]:
-    """What is wrong with --address and --run-name, as `options.parse` wants it."""
+def session_contradictions(
+    address: str, run_name: str | None, option: str = "run_name"
+) -> Iterator[tuple[set[str], str]]:
+    """What is wrong with --address and with the `option` that names a run, as `options.parse` wants it."""
     if address not in ("local", "auto") and not re.fullmatch(r".+:\d{1,5}", address):
         yield {"address"}, f"--address must be local, auto or HOST:PORT, got '{address}'"
     if run_name is not None and (not run_name or run_name.startswith(".") or "/" in run_name or len(run_name) > 100):
-        yield {"run_name"}, f"--run-name must be one folder name of at most 100 characters, got '{run_name}'"
+        text = f"{options.flag(option)} must be one folder name of at most 100 characters, got '{run_name}'"
+        yield {option}, text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -16,9 +17,11 @@ import numpy as np
 from approx_env import calibration, data, teacher
 from approx_env.errors import InputError
 from approx_env.evaluator import Problem, Reward
-from search import config, store
+from search import config, lease, store
 from search.config import Settings
+from search.storage import Folder
 
+RUN = "run.json"
 PACKAGES = ("tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow")
 
 
@@ -33,7 +36,8 @@ class Job:
     rungs: tuple[Problem, ...]  # it, then the same on more images, which begin with those of the rung before
     held_out: dict[str, Problem]  # the same on the validation and on the test images
     name: str
-    folder: Path
+    folder: Folder
+    earlier: dict[str, Any] | None = None  # run.json of a run that goes on
 
 
 def prepare(settings: Settings) -> Job:
@@ -42,18 +46,22 @@ def prepare(settings: Settings) -> Job:
     Raises:
         InputError: with every problem found.
     """
-    name = settings.run_name or _default_name(settings)
-    folder = Path(settings.results) / name
+    name = settings.resume or settings.run_name or _default_name(settings)
+    folder, earlier = Folder(settings.results) / name, None
+    if settings.resume:
+        earlier = _read_earlier(folder)
+        settings = config.resumed(settings, earlier["arguments"])
     dataset = data.load(settings.dataset, settings.data_dir)
     chosen = teacher.read(settings.teacher or teacher.path_of(settings.layers, dataset.name))
     dataset = dataset.sized(chosen.network.input_shape[1])
     settings = _fill_in(settings, dataset)
     problems = _mismatches(settings, dataset, chosen)
-    if folder.exists():
-        problems.append(f"{folder} exists: choose another --run-name, or remove it")
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        problems.append(f"--results {settings.results} cannot be written below {above}: choose another folder")
+    if not earlier and folder.exists():
+        problems.append(f"{folder} exists: choose another --run-name, go on with it by --resume, or remove it")
+    if folder.local:
+        above = next(parent for parent in Path(folder.path).parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            problems.append(f"--results {settings.results} cannot be written below {above}: choose another folder")
     if problems:
         raise InputError(problems)
     images, _ = dataset.load("calibration", settings.calib_batches * settings.batch_size)
@@ -76,12 +84,41 @@ def prepare(settings: Settings) -> Job:
     for split in ("validation", "test"):  # read now, so that a broken image ends the run before it begins
         pixels, labels = dataset.load(split)
         held_out[split] = replace(rungs[0], images=pixels, labels=labels)
-    return Job(settings, dataset, chosen, rungs[0], rungs, held_out, name, folder)
+    job = Job(settings, dataset, chosen, rungs[0], rungs, held_out, name, folder, earlier)
+    if earlier and (changed := _changed(describe(job), earlier)):
+        raise InputError(
+            f"{folder} was begun with another {' and another '.join(changed)} than is here now: its rows would not "
+            "compare; bring back what it was begun with, or start a new run"
+        )
+    return job
+
+
+def _read_earlier(folder: Folder) -> dict[str, Any]:
+    """run.json of a run that goes on."""
+    try:
+        earlier = folder.read_json(RUN)
+        if earlier["schema_version"] != store.SCHEMA_VERSION:
+            raise ValueError(f"schema {earlier['schema_version']}, and this tapsearch writes {store.SCHEMA_VERSION}")
+        config.resumed(Settings(), earlier["arguments"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"--resume: {folder} holds no run to go on with ({error}): name one of --results") from error
+    if damaged := store.damaged(folder):
+        raise InputError([f"--resume: {folder}/{name} is damaged: remove it, and what it held is searched again"
+                          for name in damaged])  # fmt: skip
+    return earlier
+
+
+def _changed(now: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
+    """What rows depend on and is not as it was."""
+    now = json.loads(json.dumps(now))
+    kept = ("dataset", "split_seed", "splits", "layers")
+    changed = [name for name in kept if now[name] != earlier.get(name)]
+    digests = [told.get("teacher", {}).get("sha256") for told in (now, earlier)]
+    return changed + ["teacher"] * (digests[0] != digests[1])
 
 
 def _default_name(settings: Settings) -> str:
-    now = datetime.datetime.now(datetime.UTC)
-    return f"{settings.layers}-{settings.dataset}-{settings.algorithm}-{now:%Y%m%d-%H%M%S}"
+    return f"{settings.layers}-{settings.dataset}-{settings.algorithm}-{_now():%Y%m%d-%H%M%S}"
 
 
 def _fill_in(settings: Settings, dataset: data.Dataset) -> Settings:
@@ -118,17 +155,32 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teacher.Teach
     return problems
 
 
-def claim(job: Job) -> None:
-    """Makes the run's folder, with run.json in it.
+def claim(job: Job) -> lease.Owner:
+    """Makes this process the one that writes the run, and its folder, with run.json in it.
 
     Raises:
-        InputError: somebody else has just made it, or it cannot be written.
+        InputError: another process writes it, or it cannot be written.
     """
     try:
-        (job.folder / store.EPISODES).mkdir(parents=True)
-        store.write_json(job.folder / "run.json", describe(job))
+        if not job.earlier:
+            job.folder.create()
+        owner = lease.take(job.folder)
+        if job.earlier:
+            again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": _commit()}
+            job.folder.write_json(RUN, job.earlier | {"resumed": [*job.earlier.get("resumed", []), again]})
+        else:
+            job.folder.write_json(RUN, describe(job))
     except OSError as error:
         raise InputError(f"--results {job.settings.results} cannot be written ({error}): choose another") from error
+    return owner
+
+
+def differences(job: Job) -> list[str]:
+    """Versions that are not those which a resumed run was begun with, as 'torch 2.15.0, was 2.14.1'."""
+    if not job.earlier:
+        return []
+    now, then = ({"commit": told["commit"]} | told["versions"] for told in (describe(job), job.earlier))
+    return [f"{name} {version}, was {then.get(name)}" for name, version in now.items() if version != then.get(name)]
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -136,7 +188,7 @@ def describe(job: Job) -> dict[str, Any]:
     return {
         "run": job.name,
         "schema_version": store.SCHEMA_VERSION,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": _now().isoformat(timespec="seconds"),
         "command": ["python", "-m", "search.run", *sys.argv[1:]],
         "arguments": asdict(job.settings) | {"episodes": job.settings.budget, "num_env_runners": job.settings.runners},
         "seeds": list(job.settings.seeds),
@@ -148,10 +200,18 @@ def describe(job: Job) -> dict[str, Any]:
             layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in job.problem.calibration.layers
         },
         "commit": _commit(),
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": _versions(),
         "python": sys.version.split()[0],
         "cpu_threads": os.cpu_count(),
     }
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
 def _commit() -> str | None:

@@ -70,7 +70,8 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
     the environment shows of each layer.
     """
 
-    generator: torch.Generator | None = None  # what actions are drawn with; torch's global one if None
+    # Numbers in [0, 1) that actions are drawn with, (layers, episodes in lockstep, 4); torch's global stream if None.
+    uniforms: torch.Tensor | None = None
 
     def setup(self) -> None:
         config = self.model_config
@@ -152,17 +153,23 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         observation = batch[Columns.OBS]
         layers, at = self.observations, int(torch.round(observation[0, 0] * (len(self.limits) - 1)))
         if not (len(layers) and torch.equal(observation, layers[at].expand_as(observation))):
-            return self._draw(observation)
+            return self._draw(observation, torch.rand(*observation.shape[:-1], 4))
         if at == 0:
-            self._drawn = self._draw(layers.unsqueeze(1).expand(-1, len(observation), -1))
+            everywhere = layers.unsqueeze(1).expand(-1, len(observation), -1)
+            uniforms = torch.rand(*everywhere.shape[:-1], 4) if self.uniforms is None else self.uniforms
+            self._drawn = self._draw(everywhere, uniforms)
         if self._drawn is None or self._drawn[Columns.ACTIONS].shape[1] != len(observation):
-            return self._draw(observation)
+            return self._draw(observation, torch.rand(*observation.shape[:-1], 4))
         return {name: value[at] for name, value in self._drawn.items()}
 
-    def _draw(self, observation: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _draw(self, observation: torch.Tensor, uniforms: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Draws actions by inversion: an episode's depend on its own `uniforms (..., 4)` alone."""
+        numbers = iter(uniforms.double().unbind(-1))
+
         def draw_code(logits: torch.Tensor) -> torch.Tensor:
-            chances = torch.softmax(logits, -1).flatten(0, -2)
-            return torch.multinomial(chances, 1, generator=self.generator).view(logits.shape[:-1])
+            below = torch.softmax(logits.double(), -1).cumsum(-1)
+            wanted = next(numbers).unsqueeze(-1) * below[..., -1:]  # less than the last, so that a code is found
+            return torch.searchsorted(below, wanted, right=True).squeeze(-1)
 
         with torch.no_grad():
             actions = self._walk(observation, draw_code)

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
+import numpy as np
+import ray
+import safetensors.torch
 import torch
 from ray import tune
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.utils.debug import update_global_seed_if_necessary
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
@@ -23,7 +34,7 @@ from ray.rllib.utils.metrics import (
 from approx_env.calibration import Calibration
 from approx_env.env import TapVectorEnv
 from approx_env.evaluator import Evaluator
-from search import sink
+from search import sink, store
 from search.policy import CodePolicy
 
 EPISODES_AN_ITERATION = 32
@@ -33,40 +44,49 @@ CLIP = 0.2
 GRAD_CLIP = 0.5
 ENTROPY = 0.001
 HIDDEN = 128
-SEED_STRIDE = 100_003  # keeps the streams of a trial's env runners apart
+EVEN_SHARE = 0.75  # of its even share of an iteration is what an env runner gets at once
+LOSSES_TOLERATED = 10  # of env runners in a row, before a search is given up
+POLL_SECONDS = 0.02
+PROBE_SECONDS = 2.0  # between two looks whether a lost env runner is back
 
 
 class RecordEpisodes(RLlibCallback):
-    """Sends every finished episode to the sink, and gives each env runner its own random stream."""
+    """Numbers the episodes of an env runner from its `next_episode`, draws each from a stream of its own, and sends
+    the finished ones to the sink.
+
+    What an episode draws depends on the seed, its number and the weights: not on the env runner, nor on what failed.
+    """
 
     def __init__(self):
         super().__init__()
         self._recorder: sink.Recorder | None = None
-        self._episode = 0
+        self._numbers: dict[int, int] = {}  # of the episodes under way
 
-    def on_episode_created(self, *, env_runner, **kwargs) -> None:
+    def on_episode_created(self, *, env_runner, env_index, **kwargs) -> None:
+        config, module = env_runner.config, env_runner.module
         if self._recorder is None:  # the first episode of this env runner
-            config = env_runner.config
             self._recorder = sink.Recorder(config.env_config["run"], "ppo", config.seed)
-            stream = config.seed * SEED_STRIDE + (env_runner.worker_index or 0)
-            env_runner.module.eval()  # once: RLlib would otherwise go there and back at every step
-            env_runner.module.generator = torch.Generator().manual_seed(stream)
+            module.eval()  # once: RLlib would otherwise go there and back at every step
+            module.uniforms = torch.zeros(len(module.limits), env_runner.num_envs, 4)
+        number, env_runner.next_episode = env_runner.next_episode, env_runner.next_episode + 1
+        stream = np.random.default_rng([config.seed, number])
+        module.uniforms[:, env_index] = torch.from_numpy(stream.random((len(module.limits), 4), np.float32))
+        self._numbers[env_index] = number
 
-    def on_episode_end(self, *, episode, env_runner, **kwargs) -> None:
-        runner, runners = max(1, env_runner.worker_index or 0), max(1, env_runner.config.num_env_runners)
-        # Env runners take turns in the numbering, which so does not depend on who is faster.
-        self._recorder.add(episode.id_, self._episode * runners + runner - 1, episode.get_infos(-1))
-        self._episode += 1
+    def on_episode_end(self, *, episode, env_runner, env_index, **kwargs) -> None:
+        number, trial = self._numbers[env_index], sink.trial_name("ppo", env_runner.config.seed)
+        self._recorder.add(f"{trial}-{number}", number, episode.get_infos(-1))
 
     def on_sample_end(self, **kwargs) -> None:
         self._recorder.wait()
 
 
 class TapPPO(PPO):
-    """PPO that stops after exactly `budget` episodes, shared out evenly among the env runners.
+    """PPO that stops after exactly `budget` episodes.
 
-    Each iteration asks every env runner once for its share of episodes, and puts them together in the runners'
-    order: which runner is faster changes nothing.
+    Each iteration hands its episodes to whichever env runner is free, what a failed one had begun to another, and puts
+    them together in their order: which runners there are, and which are faster or fail, changes nothing. After each
+    iteration weights and Adam's moments go to the sink, from where a search that was cut off goes on.
     """
 
     @classmethod
@@ -75,24 +95,33 @@ class TapPPO(PPO):
 
     def setup(self, config) -> None:
         super().setup(config)
-        self._budget = self.config.env_config["budget"]
+        self._run, self._budget = self.config.env_config["run"], self.config.env_config["budget"]
+        self._trial = sink.trial_name("ppo", self.config.seed)
         self._finished = 0
+        stored = ray.get(sink.find(self._run).saved.remote(self._state_file))
+        if stored is not None:
+            self._restore(safetensors.torch.load(stored))
+
+    @property
+    def _state_file(self) -> str:
+        return f"{self._trial}{store.STATE_SUFFIX}"
 
     def step(self):
         result = super().step()
-        trial = sink.trial_name("ppo", self.config.seed)
-        return result | sink.tune_metrics(self.config.env_config["run"], trial, self._budget)
+        return result | sink.tune_metrics(self._run, self._trial, self._budget)
 
     def training_step(self) -> None:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
-            sampled = self._sample(min(EPISODES_AN_ITERATION, self._budget - self._finished))
-            episodes = [episode for part, _ in sampled for episode in part]
-            if not episodes:
-                return  # every env runner failed; RLlib restores them before the next iteration
+            wanted = self.config.env_config["iteration_episodes"]
+            episodes = self._sample(min(wanted, self._budget - self._finished))
+            if not episodes:  # all are done, and only the sink has not said so yet
+                return
             self._finished += len(episodes)
-            self.metrics.aggregate([metrics for _, metrics in sampled], key=ENV_RUNNER_RESULTS)
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
+            # RLlib shuffles minibatches with the global streams.
+            stream = np.random.SeedSequence([self.config.seed, self._finished]).generate_state(1)
+            update_global_seed_if_necessary("torch", int(stream[0]))
             learned = self.learner_group.update(
                 episodes=episodes,
                 timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps},
@@ -102,33 +131,115 @@ class TapPPO(PPO):
             )
             self.metrics.aggregate(learned, key=LEARNER_RESULTS)
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+            self._send_weights()
+        state = safetensors.torch.save(self._on_learner(_state) | {"episodes": torch.tensor(self._finished)})
+        sink.find(self._run).save.remote(self._state_file, state)
 
-    def _sample(self, wanted: int) -> list[tuple[list, dict]]:
-        """Episodes and metrics of every env runner, in the runners' order."""
-        if self.env_runner_group.num_remote_workers() == 0:
-            runner = self.env_runner_group.local_env_runner
-            return [(runner.sample(num_episodes=wanted), runner.get_metrics())]
-        runners = self.env_runner_group.healthy_worker_ids()
+    def _restore(self, state: dict[str, torch.Tensor]) -> None:
+        self._finished = int(state.pop("episodes"))
+        self._on_learner(partial(_set_state, state=state))
+        self._send_weights()
 
-        def sample(runner):
-            position = runners.index(runner.worker_index)
-            share = wanted // len(runners) + (position < wanted % len(runners))
-            episodes = runner.sample(num_episodes=share) if share else []
-            return runner.worker_index, episodes, runner.get_metrics()
+    def _on_learner(self, function: Callable) -> Any:
+        (result,) = self.learner_group.foreach_learner(function)
+        return result.get()
 
-        results = self.env_runner_group.foreach_env_runner(sample, local_env_runner=False, timeout_seconds=None)
-        return [(episodes, metrics) for _, episodes, metrics in sorted(results, key=lambda result: result[0])]
+    def _send_weights(self) -> None:
+        self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+
+    def _sample(self, wanted: int) -> list:
+        """The next `wanted` episodes, in their order."""
+        if self.env_runner_group.num_remote_env_runners() == 0:
+            parts = [sample_range(self.env_runner_group.local_env_runner, self._finished, wanted)] if wanted else []
+        else:
+            parts = self._sample_remotely(wanted)
+        self.metrics.aggregate([metrics for _, _, metrics in parts], key=ENV_RUNNER_RESULTS)
+        return [episode for _, episodes, _ in sorted(parts, key=lambda part: part[0]) for episode in episodes]
+
+    def _sample_remotely(self, wanted: int) -> list[tuple[int, list, dict]]:
+        group, parts, losses, probed = self.env_runner_group, [], 0, time.monotonic()
+        chunks = deque(shares(self._finished, wanted, self.config.num_env_runners, self.config.num_envs_per_env_runner))
+        busy: dict[int, tuple[int, int]] = {}  # env runners, and the chunks that they are at
+        while chunks or busy:
+            healthy = group.healthy_env_runner_ids()
+            for runner in set(busy).difference(healthy):
+                chunks.appendleft(busy.pop(runner))
+                losses += 1
+            if losses > LOSSES_TOLERATED:
+                raise RuntimeError(f"env runners were lost {losses} times, and none finished: see Ray's logs")
+            for runner in sorted(set(healthy).difference(busy)):
+                if chunks:
+                    busy[runner] = chunks.popleft()
+                    task = partial(sample_range, first=busy[runner][0], count=busy[runner][1])
+                    group.foreach_env_runner_async(task, tag="sample", remote_worker_ids=[runner])
+            for runner, part in group.fetch_ready_async_reqs(tags="sample", timeout_seconds=POLL_SECONDS):
+                parts.append(part)
+                del busy[runner]
+                losses = 0
+            if len(healthy) < self.config.num_env_runners and time.monotonic() - probed > PROBE_SECONDS:
+                self.restore_env_runners(group)
+                probed = time.monotonic()
+        return parts
+
+
+def sample_range(runner: EnvRunner, first: int, count: int) -> tuple[int, list, dict]:
+    """Runs episodes `first` to `first + count - 1` on an env runner: `first` again, the episodes, and metrics."""
+    runner.next_episode = first
+    return first, runner.sample(num_episodes=count), runner.get_metrics()
+
+
+def shares(first: int, wanted: int, runners: int, together: int) -> Iterator[tuple[int, int]]:
+    """Cuts `wanted` episodes from number `first` on into chunks `(first, count)`, multiples of `together` but the last.
+
+    Every runner gets most of its even share at once; what is left is cut finer, for those that are done first.
+    """
+
+    def whole(episodes: float) -> int:
+        return max(1, math.ceil(episodes / together)) * together
+
+    large = whole(wanted * EVEN_SHARE / runners) if runners > 1 else wanted
+    small = whole((wanted - large * runners) / (2 * runners))
+    end = first + wanted
+    for chunk in chain(repeat(large, runners), repeat(small)):
+        if first >= end:
+            return
+        count = min(chunk, end - first)
+        yield first, count
+        first += count
+
+
+def _state(learner) -> dict[str, torch.Tensor]:
+    """Weights and Adam's moments."""
+    state = {f"module.{name}": value for name, value in learner.module[DEFAULT_MODULE_ID].state_dict().items()}
+    for index, moments in learner.get_optimizer(DEFAULT_MODULE_ID).state_dict()["state"].items():
+        state |= {f"adam.{index}.{name}": value for name, value in moments.items()}
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def _set_state(learner, state: dict[str, torch.Tensor]) -> None:
+    optimizer = learner.get_optimizer(DEFAULT_MODULE_ID)
+    module, moments = {}, defaultdict(dict)
+    for name, value in state.items():
+        kind, _, rest = name.partition(".")
+        if kind == "module":
+            module[rest] = value
+        else:
+            index, _, rest = rest.partition(".")
+            moments[int(index)][rest] = value
+    learner.module[DEFAULT_MODULE_ID].load_state_dict(module)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": dict(moments), "param_groups": groups})
 
 
 def resources(runners: int, gpus: float) -> tune.PlacementGroupFactory:
-    """What a trial asks of Ray: a core and `gpus` GPUs for each runner.
+    """What a trial asks of Ray: a core and `gpus` GPUs for each runner, on as many nodes as there are.
 
-    The trial itself takes turns with its runners and needs no core of its own; RLlib wants a bundle for it all the
-    same, and one byte of memory is the least that every node has.
+    The trial itself takes turns with its runners and needs no core of its own. It lives on the head, without which
+    nothing goes on anyway: so no other node is one that a search could not do without.
     """
     runner = {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
-    return tune.PlacementGroupFactory([{"memory": 1}] + [runner] * runners if runners else [runner])
+    bundles = [sink.ON_HEAD] + [runner] * runners if runners else [runner | sink.ON_HEAD]
+    return tune.PlacementGroupFactory(bundles, strategy="SPREAD")
 
 
 def make_env(config: dict) -> TapVectorEnv:
@@ -148,10 +259,12 @@ def configure(
     calibration: Calibration,
     envs_per_runner: int = 1,
     gpus_per_runner: float = 0,
+    iteration_episodes: int = EPISODES_AN_ITERATION,
 ) -> PPOConfig:
     """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
 
-    Each env runner takes `envs_per_runner` configurations through the network in lockstep.
+    Each env runner takes `envs_per_runner` configurations through the network in lockstep; PPO learns from
+    `iteration_episodes` at a time.
 
     Source of the objective: Schulman et al., arXiv:1707.06347, eq. 7, without the KL term.
     """
@@ -163,11 +276,11 @@ def configure(
         "hidden": HIDDEN,
         "observations": [layer.observation.tolist() for layer in calibration.layers],
     }
-    episodes = min(EPISODES_AN_ITERATION, budget)
+    episodes = min(iteration_episodes, budget)
     steps = episodes * layers
     return (
         PPOConfig(algo_class=TapPPO)
-        .environment("TAP-v0", env_config={"run": run, "budget": budget})
+        .environment("TAP-v0", env_config={"run": run, "budget": budget, "iteration_episodes": episodes})
         .env_runners(
             num_env_runners=num_env_runners,
             num_cpus_per_env_runner=1,
@@ -194,6 +307,10 @@ def configure(
         )
         .rl_module(rl_module_spec=RLModuleSpec(module_class=CodePolicy, model_config=model))
         .callbacks(RecordEpisodes)
-        .fault_tolerance(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=1)
+        .fault_tolerance(
+            restart_failed_env_runners=True,
+            delay_between_env_runner_restarts_s=1,
+            env_runner_health_probe_timeout_s=0.5,
+        )
         .debugging(seed=seed, log_level="ERROR")
     )

@@ -24,11 +24,13 @@ def run(job: Job, handle: ray.actor.ActorHandle) -> None:
     for below, problem in pairwise(job.rungs):
         images, began = len(problem.labels), time.monotonic()
         rows, candidates = ray.get(handle.promoted.remote(len(below.labels), images))
-        runners = Runners(problem, min(settings.runners, len(rows)), settings.gpus)
+        names = {f"{row['episode_id'].partition('@')[0]}@{images}": row for row in rows}
+        written = ray.get(handle.written.remote(list(names)))  # before this run was cut off
+        todo = {name: row for name, row in names.items() if name not in written}
+        runners = Runners(problem, min(settings.runners, len(todo)), settings.gpus)
         with closing(runners), LiveLine(handle, len(rows), images):
-            scores = runners.evaluate([store.codes_of(row, layers) for row in rows])
-            for row, outcome in zip(rows, scores, strict=True):
-                name = f"{row['episode_id'].partition('@')[0]}@{images}"
+            scores = runners.evaluate([store.codes_of(row, layers) for row in todo.values()])
+            for (name, row), outcome in zip(todo.items(), scores, strict=True):
                 recorders[row["seed"]].add(name, row["episode"], outcome, images)
             for recorder in recorders.values():
                 recorder.wait()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from approx_env.errors import InputError, exit_status
 from search import store
+from search.storage import Folder
 
 HEADER = (
     "| network | teacher on test, float / INT8 | search | episodes x seeds | best return of each seed, mean (lowest) "
@@ -17,14 +16,14 @@ HEADER = (
 )
 
 
-def row(folder: Path) -> str:
+def row(folder: Folder) -> str:
     """The table's line of one finished run.
 
     Raises:
         InputError: the folder holds no finished run.
     """
     try:
-        best, about = (json.loads((folder / name).read_text()) for name in ("best.json", "run.json"))
+        best, about = folder.read_json("best.json"), folder.read_json("run.json")
         scored = store.read(folder)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no finished run ({error}): name a folder that search.run wrote") from error
@@ -46,17 +45,17 @@ def row(folder: Path) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(folders: Sequence[Path]) -> str:
+def table(folders: Sequence[Folder]) -> str:
     """The whole table, runs in the order given."""
     return "\n".join([HEADER, *map(row, folders)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
-    return exit_status(lambda: _print([Path(name) for name in (sys.argv[1:] if argv is None else argv)]))
+    return exit_status(lambda: _print([Folder(name) for name in (sys.argv[1:] if argv is None else argv)]))
 
 
-def _print(folders: list[Path]) -> None:
+def _print(folders: list[Folder]) -> None:
     if not folders:
         raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
     print(table(folders))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import torch
 
 from approx_env import cost
-from approx_env.errors import exit_status
+from approx_env.errors import InputError, exit_status
 from approx_env.network import pool_first
-from search import config, store
-from search.job import Job, claim, prepare
+from search import config, lease, store
+from search.job import Job, claim, differences, prepare
 
 
 def announce(job: Job) -> None:
@@ -29,7 +32,11 @@ def announce(job: Job) -> None:
     moved = pool_first(network)
     print(f"these layers feed {cost.covered(moved, cost.readers(moved)):.2%} of the network's multiplications")
     print(f"{settings.algorithm}: {settings.budget} episodes for each of seeds {settings.seeds} on "
-          f"{images} search images, {settings.runners} env runners", flush=True)  # fmt: skip
+          f"{images} search images", flush=True)  # fmt: skip
+    if job.earlier:
+        print(f"going on with {job.folder}")
+        for difference in differences(job):
+            print(f"note: {difference} when the run was begun; its results may differ from an uninterrupted run's")
 
 
 def search(job: Job) -> None:
@@ -37,23 +44,49 @@ def search(job: Job) -> None:
     import ray
 
     from search import promotion, sink, trials, validation
-    from search.session import session
+    from search.session import check_shared, cores, session
 
-    settings, problem = job.settings, job.problem
-    with session(settings.address):
-        claim(job)
-        info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
-                            problem.calibration.tmax, settings.search_images)  # fmt: skip
-        handle = sink.Sink.options(name=sink.actor_name(job.name), namespace=sink.NAMESPACE).remote(
-            str(job.folder.resolve()), info, sink.share(problem), settings.top
-        )
-        try:
-            trials.run(settings, job.name, job.folder, problem, handle)
-            promotion.run(job, handle)
-        finally:
-            count = _count(handle, job)
-            print(f"{count} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
-        validation.finish(job, ray.get(handle.top.remote()))
+    with session(job.settings.address) as scratch:
+        job = _on_cluster(job, cores())
+        settings, problem = job.settings, job.problem
+        with claimed(job) as owner:
+            check_shared(job.folder, lease.FILE)
+            info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
+                                problem.calibration.tmax, len(problem.labels))  # fmt: skip
+            handle = sink.start(job.folder, info, problem, settings.top, owner)
+            try:
+                trials.run(job, scratch, handle)
+                promotion.run(job, handle)
+            finally:
+                count = _count(handle, job)
+                print(f"{count} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
+            validation.finish(job, ray.get(handle.top.remote()))
+
+
+def _on_cluster(job: Job, cores: int) -> Job:
+    """Settles what depends on the cluster."""
+    settings = job.settings
+    if settings.num_env_runners is None and settings.address != "local":
+        settings = replace(settings, num_env_runners=max(1, cores))
+    print(f"{settings.runners} env runners, and the cluster has {cores} cores", flush=True)
+    if settings.runners > cores:
+        print("note: the search starts when more nodes have joined, or never if none do", flush=True)
+    return replace(job, settings=settings)
+
+
+@contextmanager
+def claimed(job: Job) -> Iterator[lease.Owner]:
+    """The run is this process's for as long as the block lasts; one that scored nothing leaves no folder."""
+    owner = claim(job)
+    try:
+        yield owner
+    except InputError:
+        if not job.earlier:
+            job.folder.discard()
+        raise
+    finally:
+        with suppress(OSError):  # another driver waits for its expiry
+            lease.release(job.folder, owner)
 
 
 def _count(handle, job: Job) -> int:
@@ -62,15 +95,21 @@ def _count(handle, job: Job) -> int:
 
     try:
         ray.get(handle.flush.remote(), timeout=5)
-        return ray.get(handle.progress.remote(), timeout=5).configurations
+        progress = ray.get(handle.progress.remote(), timeout=5)
     except ray.exceptions.RayError:
         return sum(row["search_images"] == job.settings.search_images for row in store.read_rows(job.folder))
+    if progress.waiting:
+        print(f"{progress.waiting} finished configurations could not be written ({progress.trouble})", flush=True)
+    return progress.configurations
 
 
 def _run(argv: list[str] | None) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     job = prepare(config.parse(argv))
+    if job.earlier and job.folder.exists("best.json"):
+        print(f"{job.folder} is finished: its results are in best.json")
+        return
     announce(job)
     search(job)
 

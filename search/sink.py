@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 
+from approx_env.errors import InputError
 from approx_env.evaluator import Problem
-from search import selection, store
+from search import lease, runners, selection, store
+from search.storage import Folder
 
 NAMESPACE = "tapsearch"
-FLUSH_SECONDS = 10.0
-RETRY_SECONDS = 0.02
+FLUSH_SECONDS = 10.0  # also between two beats of the lease
+RETRY_SECONDS = 1.0
+POLL_SECONDS = 0.02
+PATIENCE_SECONDS = 2.0
+DYING_SECONDS = 20  # that Ray may take to see that a driver is dead, and to end its actors
 
 
 @dataclass(frozen=True)
@@ -42,106 +48,151 @@ class Progress:
     finished: int  # written configurations, and those about to be
     best_return: float | None  # of the written ones
     rate: float  # configurations a second, since the first one; 0 until there are two
+    waiting: int  # configurations that are not written yet
+    trouble: str | None  # why the last attempt to write or to read failed
 
 
 class _Sink:
     """Writes rows, each once by its `episode_id`, and keeps the best of the highest rung.
 
     `add` answers when the row is on disk; a caller that waits for the answer loses nothing when this actor dies.
-    What cannot be written goes on waiting for the next attempt.
+    What cannot be written goes on waiting for the next attempt, however long the storage fails.
 
     Args:
-        folder: the run's folder.
+        place: the run's folder, as `storage.Folder` takes it.
         info: what rows share.
-        problem: where the search problem lies in Ray's object store, from `share`, for env runners to fetch.
+        problem: where the search problem lies in Ray's object store, from `runners.share`, for env runners to fetch.
         top: how many configurations to keep.
+        owner: of the run, whose lease is kept alive; see `lease`.
     """
 
-    def __init__(self, folder: str, info: RunInfo, problem: bytes, top: int):
-        self._folder, self._info, self._problem, self._count = Path(folder), info, problem, top
+    def __init__(self, place: str, info: RunInfo, problem: bytes, top: int, owner: lease.Owner | None = None):
+        self._folder, self._info, self._problem, self._count = Folder(place), info, problem, top
+        self._owner = owner
         self._ids: set[str] = set()  # of written rows
         self._trials: Counter[str] = Counter()
         self._top: list[dict[str, Any]] = []
-        self._waiting: dict[str, dict[str, Any]] = {}  # rows by their ids
+        self._waiting: dict[str, tuple[dict[str, Any], asyncio.Future]] = {}  # rows by their ids; done when on disk
+        self._files: dict[str, bytes] = {}  # the newest contents of other files, to be written
         self._images = info.search_images  # of the highest rung so far; the next three are about it
         self._finished = 0
         self._arrivals: list[float] = []  # times of the first configuration and of the last
         self._arrived = 0
-        rows = list(store.read_rows(self._folder))
-        for row in rows:
-            self._count_in(row)
-        self._index(rows)
+        self._trouble: str | None = None
+        self._writing = asyncio.Lock()
         loop = asyncio.get_event_loop()
-        self._next_part = loop.create_future()  # done when what waits is on disk
-        self._task = loop.create_task(self._flush_regularly())
+        self._ready = loop.create_task(self._rebuild())
+        self._regularly = loop.create_task(self._flush_regularly())
 
     async def problem(self) -> bytes:
         """Where the search problem lies."""
         return self._problem
 
     async def add(self, row: dict[str, Any]) -> None:
-        """Takes one finished configuration and returns when it is written.
-
-        Raises:
-            Exception: why it could not be written; it goes on waiting.
-        """
+        """Takes one finished configuration and returns when it is written."""
+        await asyncio.shield(self._ready)
         name = row["episode_id"]
         if name in self._ids:
             return
         if name not in self._waiting:
-            self._waiting[name] = self._complete(row)
-            self._count_in(self._waiting[name])
+            complete = self._complete(row)
+            self._waiting[name] = complete, asyncio.get_running_loop().create_future()
+            self._count_in(complete)
             self._arrivals[1:] = [time.monotonic()]
             self._arrived += 1
-        await asyncio.shield(self._next_part)  # others wait for it, too
+        await asyncio.shield(self._waiting[name][1])  # others may wait for it, too
 
-    async def flush(self) -> None:
-        """Writes what is waiting, now.
+    async def save(self, name: str, data: bytes) -> None:
+        """Takes a file of the run's folder, to be written at the next flush; of several only the newest counts."""
+        self._files[name] = data
 
-        Raises:
-            Exception: why it could not be written; it goes on waiting.
-        """
-        if not self._waiting:
-            return
-        rows = list(self._waiting.values())
-        part, self._next_part = self._next_part, asyncio.get_running_loop().create_future()
-        try:
-            store.write_part(self._folder, rows, self._info.layers)
-        except Exception as error:
-            part.set_exception(error)
-            part.exception()  # asyncio complains of errors that nobody has looked at, and perhaps nobody waits
-            raise
-        for row in rows:
-            del self._waiting[row["episode_id"]]
-        self._index(rows)
-        part.set_result(None)
-        store.write_table(self._folder / store.TOP, self._top, store.schema(self._info.layers))
+    async def saved(self, name: str) -> bytes | None:
+        """What `save` was last given under a name, in this process or one before; None if nothing."""
+        await asyncio.shield(self._ready)
+        if name in self._files:
+            return self._files[name]
+        with suppress(FileNotFoundError):
+            return await asyncio.to_thread(self._folder.read, name)
+
+    async def written(self, names: Iterable[str]) -> set[str]:
+        """Which of these `episode_id`s have a row on disk."""
+        await asyncio.shield(self._ready)
+        return self._ids.intersection(names)
+
+    async def flush(self) -> bool:
+        """Writes what is waiting, now; returns whether that worked. What could not be written goes on waiting."""
+        await asyncio.shield(self._ready)
+        async with self._writing:
+            try:
+                await self._write()
+                self._trouble = None
+            except Exception as error:  # whatever it is: nothing may be lost, and the user is told
+                self._trouble = f"{type(error).__name__}: {error}"
+        return self._trouble is None
+
+    async def _write(self) -> None:
+        while rows := [row for row, _ in self._waiting.values()]:
+            await asyncio.to_thread(store.write_part, self._folder, rows, self._info.layers)
+            self._index(rows)
+            for row in rows:
+                self._waiting.pop(row["episode_id"])[1].set_result(None)
+            self._files[store.TOP] = store.parquet(self._top, store.schema(self._info.layers))
+        for name, data in list(self._files.items()):
+            await asyncio.to_thread(self._folder.write, name, data)
+            if self._files[name] is data:
+                del self._files[name]
 
     async def progress(self) -> Progress:
-        """How far the run is."""
+        """How far the run is; what an earlier process has written counts, if it can be read soon."""
+        await asyncio.wait({self._ready}, timeout=PATIENCE_SECONDS)
         best = self._top[0] if self._top else {}
         best_return = best["return"] if best.get("search_images") == self._images else None
         seconds = self._arrivals[-1] - self._arrivals[0] if self._arrived > 1 else 0.0
         rate = (self._arrived - 1) / seconds if seconds else 0.0
         trials = dict(self._trials)
-        return Progress(sum(trials.values()), trials, self._images, self._finished, best_return, rate)
+        return Progress(
+            sum(trials.values()), trials, self._images, self._finished, best_return, rate, len(self._waiting),
+            self._trouble,
+        )  # fmt: skip
 
     async def top(self) -> list[dict[str, Any]]:
-        """The best configurations of the highest rung so far, distinct, best first."""
-        await self.flush()
+        """The best configurations of the highest rung so far, distinct, best first; waits until all is written."""
+        await self._flush_all()
         return self._top
 
     async def promoted(self, images: int, more: int) -> tuple[list[dict[str, Any]], int]:
         """Rows of the configurations that go on from `images` images to `more`, and among how many these were."""
-        await self.flush()
-        rows = (row for row in store.read_rows(self._folder) if row["search_images"] == images)
+        await self._flush_all()
+        rows = await self._read()
+        rows = [row for row in rows if row["search_images"] == images]
         return selection.promoted(rows, images, more, self._count, self._codes)
+
+    async def _flush_all(self) -> None:
+        while not await self.flush():
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def _flush_regularly(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
-            with suppress(Exception):  # those who wait are told
-                await self.flush()
+            await self.flush()
+            if self._owner:
+                with suppress(OSError):  # the next beat may succeed
+                    await asyncio.to_thread(lease.beat, self._folder, self._owner)
+
+    async def _rebuild(self) -> None:
+        """Takes up what an earlier process of this run has written."""
+        rows = await self._read()
+        for row in rows:
+            self._count_in(row)
+        self._index(rows)
+
+    async def _read(self) -> list[dict[str, Any]]:
+        while True:
+            try:
+                return await asyncio.to_thread(lambda: list(store.read_rows(self._folder)))
+            except Exception as error:
+                self._trouble = f"{type(error).__name__}: {error}"
+            await asyncio.sleep(RETRY_SECONDS)
 
     def _codes(self, row: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
         return store.codes_of(row, self._info.layers)
@@ -149,6 +200,7 @@ class _Sink:
     def _complete(self, row: dict[str, Any]) -> dict[str, Any]:
         info, said = self._info, dict(row)
         codes, outcome = said.pop("codes"), said.pop("outcome")
+        said["time"] = datetime.datetime.fromtimestamp(said["time"] / 1000, datetime.UTC)
         return {
             "schema_version": store.SCHEMA_VERSION,
             "run": info.run,
@@ -175,12 +227,32 @@ class _Sink:
         self._top = selection.best(rows, self._count, self._codes)
 
 
-Sink = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Sink)
+ON_HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives to the head alone
+Sink = ray.remote(num_cpus=0, resources=ON_HEAD, max_restarts=-1, max_task_retries=-1)(_Sink)
 
 
 def actor_name(run: str) -> str:
     """Name of a run's sink."""
     return f"sink-{run}"
+
+
+def start(
+    folder: Folder, info: RunInfo, problem: Problem, top: int, owner: lease.Owner | None = None
+) -> ray.actor.ActorHandle:
+    """Starts the sink of a run.
+
+    Raises:
+        InputError: the cluster has one already.
+    """
+    named = Sink.options(name=actor_name(info.run), namespace=NAMESPACE)
+    place, shared = folder.place if "://" in folder.place else folder.path, runners.share(problem)
+    for left in range(DYING_SECONDS, -1, -1):
+        try:
+            return named.remote(place, info, shared, top, owner)
+        except ValueError as error:  # the name is taken: by a driver at work, or by one that has just been killed
+            if not left:
+                raise InputError(f"run {info.run} is at work on this cluster: choose another --run-name") from error
+            time.sleep(1)
 
 
 def find(run: str) -> ray.actor.ActorHandle:
@@ -200,17 +272,9 @@ def tune_metrics(run: str, trial: str, budget: int) -> dict[str, Any]:
     return {"episodes": episodes, "best_return": progress.best_return, "done": episodes >= budget}
 
 
-def share(problem: Problem) -> bytes:
-    """Puts a problem into Ray's object store, to stay there as long as the driver lives.
-
-    Its reference travels as bytes: a restarted sink may not depend on an argument that Ray could release.
-    """
-    return ray.cloudpickle.dumps(ray.put(problem))
-
-
 def fetch_problem(run: str) -> Problem:
     """The search problem of a run, whose arrays lie in Ray's object store."""
-    return ray.get(ray.cloudpickle.loads(ray.get(find(run).problem.remote())))
+    return runners.fetch(ray.get(find(run).problem.remote()))
 
 
 class Recorder:
@@ -236,8 +300,9 @@ class Recorder:
         self._pending.append(self._sink.add.remote(row))
 
     def wait(self) -> None:
-        """Returns when everything sent is on disk."""
+        """Returns when everything sent is on disk, however long the storage fails."""
         while self._pending:  # a row may reach the sink after the flush that was sent after it
-            ray.get(self._sink.flush.remote())
-            written, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=RETRY_SECONDS)
+            if not ray.get(self._sink.flush.remote()):
+                time.sleep(RETRY_SECONDS)
+            written, self._pending = ray.wait(self._pending, num_returns=len(self._pending), timeout=POLL_SECONDS)
             ray.get(written)

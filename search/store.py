@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors
+import safetensors.torch
 
 from approx_env.cost import KINDS
 from approx_env.tap import CODES
+from search.storage import Folder
 
 SCHEMA_VERSION = 1
 EPISODES = "episodes"
 TOP = "top.parquet"
+STATE_SUFFIX = ".safetensors"  # of the file that a PPO search goes on from
 CODE_FIELDS = (*CODES, "tmax")
 
 
@@ -82,42 +84,64 @@ def codes_of(row: Mapping[str, Any], layers: Sequence[str]) -> tuple[tuple[int, 
     return tuple(tuple(int(row[f"{layer}_{name}"]) for name in CODES) for layer in layers)
 
 
-def write_part(folder: Path, rows: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> Path:
+def write_part(folder: Folder, rows: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> None:
     """Writes rows as one new part of `folder/episodes`; a reader sees all of it or nothing."""
-    path = folder / EPISODES / f"part-{uuid.uuid4().hex}.parquet"
-    write_table(path, rows, schema(layers))
-    return path
+    (folder / EPISODES).write(f"part-{uuid.uuid4().hex}.parquet", parquet(rows, schema(layers)))
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]], columns: pa.Schema) -> None:
-    """Writes rows to one Parquet file, atomically."""
-    write_arrow(path, pa.Table.from_pylist(list(rows), schema=columns))
+def parquet(rows: Sequence[Mapping[str, Any]], columns: pa.Schema) -> bytes:
+    """Rows as the bytes of a Parquet file."""
+    return arrow_parquet(pa.Table.from_pylist(list(rows), schema=columns))
 
 
-def write_arrow(path: Path, table: pa.Table) -> None:
-    """Writes a table to one Parquet file, atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        # Parts are small: statistics and dictionaries would be a third of them.
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=False, write_statistics=False)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # of a write that failed
+def arrow_parquet(table: pa.Table) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    # Parts are small: statistics and dictionaries would be a third of them.
+    pq.write_table(table, sink, compression="zstd", use_dictionary=False, write_statistics=False)
+    return sink.getvalue().to_pybytes()
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes JSON, atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def read_rows(folder: Path) -> Iterable[dict[str, Any]]:
+def read_rows(folder: Folder) -> Iterable[dict[str, Any]]:
     """Yields every row that the parts of `folder/episodes` hold."""
-    for path in sorted((folder / EPISODES).glob("part-*.parquet")):
-        yield from pq.read_table(path).to_pylist()
+    for table in _parts(folder):
+        yield from table.to_pylist()
 
 
-def read(folder: str | os.PathLike) -> pd.DataFrame:
-    """Every configuration that a run scored, as a data frame."""
-    return pd.read_parquet(Path(folder) / EPISODES)
+def read(folder: str | os.PathLike | Folder) -> pd.DataFrame:
+    """Every configuration that a run scored, as a data frame.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    parts = list(_parts(folder if isinstance(folder, Folder) else Folder(folder)))
+    if not parts:
+        raise FileNotFoundError(f"{folder} has no rows in {EPISODES}/")
+    return pa.concat_tables(parts).to_pandas()
+
+
+def damaged(folder: Folder) -> list[str]:
+    """Names of the parts, and of the searches' states, that do not hold what they should."""
+    checks = {f"{EPISODES}/{name}": _read_part for name in _part_names(folder)}
+    checks |= {name: safetensors.torch.load for name in folder.names() if name.endswith(STATE_SUFFIX)}
+    found = []
+    for name, check in checks.items():
+        try:
+            check(folder.read(name))
+        except (ValueError, OSError, safetensors.SafetensorError):
+            found.append(name)
+    return found
+
+
+def _part_names(folder: Folder) -> list[str]:
+    names = (folder / EPISODES).names()
+    return [name for name in names if name.startswith("part-") and name.endswith(".parquet")]
+
+
+def _read_part(data: bytes) -> pa.Table:
+    return pq.read_table(pa.BufferReader(data))
+
+
+def _parts(folder: Folder) -> Iterable[pa.Table]:
+    for name in _part_names(folder):
+        yield _read_part(folder.read(f"{EPISODES}/{name}"))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import ray
 from ray import tune
-from ray.tune import Callback, CheckpointConfig, RunConfig, TuneConfig
+from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 
-from approx_env.evaluator import Problem
 from search import ppo, sink
 from search.baselines import BaselineSearch
-from search.config import Settings
+from search.job import Job
 
 REFRESH_SECONDS = {True: 1.0, False: 15.0}  # by whether the live line goes to a terminal
+TRIAL_RESTARTS = 3
 
 
 class LiveLine(threading.Thread):
@@ -41,12 +41,15 @@ class LiveLine(threading.Thread):
 
     def run(self) -> None:
         terminal = sys.stdout.isatty()
-        shown = 0
+        shown, trouble = 0, None
         while not self._ended.wait(REFRESH_SECONDS[terminal]):
             try:
                 progress = ray.get(self._sink.progress.remote(), timeout=5)
             except ray.exceptions.RayError:
                 continue  # the sink is being restarted
+            if progress.trouble != trouble:
+                trouble = progress.trouble
+                print(f"\r\033[K{_told(progress)}" if terminal else _told(progress), flush=True)
             if progress.images != self._images or progress.best_return is None:
                 continue  # nothing to tell yet
             if progress.finished == shown and not terminal:
@@ -62,6 +65,13 @@ class LiveLine(threading.Thread):
             print("\r\033[K", end="", flush=True)
 
 
+def _told(progress: sink.Progress) -> str:
+    if progress.trouble is None:
+        return "results are written again"
+    return (f"results cannot be written or read ({progress.trouble}): {progress.waiting} finished configurations wait, "
+            "and the search waits for them; trying again")  # fmt: skip
+
+
 class _AnnounceTrials(Callback):
     """Says when a search ends, if there are several."""
 
@@ -71,20 +81,30 @@ class _AnnounceTrials(Callback):
             print(f"{trial}: {result.get('episodes', 0)} episodes done", flush=True)
 
 
-def run(settings: Settings, name: str, folder: Path, problem: Problem, handle: ray.actor.ActorHandle) -> None:
-    """Runs a search for every seed and returns when all their rows are written.
+def run(job: Job, scratch: Path, handle: ray.actor.ActorHandle) -> None:
+    """Runs a search for every seed and returns when all their rows are written; those that were done before are left.
+
+    Args:
+        scratch: a folder of this machine for Tune's own records, which nothing reads.
 
     Raises:
         RuntimeError: a search failed.
     """
-    seeds = tune.grid_search(list(settings.seeds))
+    settings, problem = job.settings, job.problem
+    done = ray.get(handle.progress.remote()).trials
+    seeds = [
+        seed for seed in settings.seeds if done.get(sink.trial_name(settings.algorithm, seed), 0) < settings.budget
+    ]
+    if not seeds:
+        return
+    grid = tune.grid_search(seeds)
     if settings.algorithm == "ppo":
         trainable = ppo.TapPPO
-        space = ppo.configure(name, seeds, settings.budget, settings.lr, settings.runners, problem.calibration,
-                              settings.envs_per_runner, settings.gpus)  # fmt: skip
+        space = ppo.configure(job.name, grid, settings.budget, settings.lr, settings.runners, problem.calibration,
+                              settings.envs_per_runner, settings.gpus, settings.iteration_episodes)  # fmt: skip
     else:
         trainable = BaselineSearch
-        space = {"run": name, "algorithm": settings.algorithm, "seed": seeds, "budget": settings.budget,
+        space = {"run": job.name, "algorithm": settings.algorithm, "seed": grid, "budget": settings.budget,
                  "num_env_runners": settings.runners, "gpus": settings.gpus}  # fmt: skip
     with LiveLine(handle, settings.budget * len(settings.seeds), settings.search_images):
         results = tune.Tuner(
@@ -93,14 +113,15 @@ def run(settings: Settings, name: str, folder: Path, problem: Problem, handle: r
             tune_config=TuneConfig(trial_name_creator=_trial_name, trial_dirname_creator=_trial_name),
             run_config=RunConfig(
                 name="tune",
-                storage_path=str(folder.resolve()),
+                storage_path=str(scratch),
                 verbose=0,
                 callbacks=[_AnnounceTrials()],
                 checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                failure_config=FailureConfig(max_failures=TRIAL_RESTARTS),  # a trial goes on from what the sink keeps
             ),
         ).fit()
     if results.errors:
-        raise RuntimeError(f"a search failed, see {folder / 'tune'}: {results.errors[0]}")
+        raise RuntimeError(f"a search failed: {results.errors[0]}")
 
 
 def _trial_name(trial) -> str:

@@ -16,6 +16,8 @@ from search import selection, store
 from search.job import Job
 from search.runners import Runners
 
+BEST = "best.json"
+
 
 def finish(job: Job, top: list[dict[str, Any]]) -> None:
     """Validates the best configurations, chooses one, reads test for it alone, and writes the results."""
@@ -33,7 +35,7 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
         for row, accuracy, drop in zip(top, accuracies, drops, strict=True)
     ]
     columns = store.validated_schema(layers)
-    store.write_table(job.folder / store.TOP, rows, columns)
+    job.folder.write(store.TOP, store.parquet(rows, columns))
     position, within = selection.choose(accuracies, drops, settings.max_acc_drop)
     test_evaluator = Evaluator(job.held_out["test"])
     test = test_evaluator.evaluate(configurations[position])
@@ -42,7 +44,7 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
         "test": {"teacher": test_evaluator.teacher_accuracy, "student": test.accuracy, "drop_points": test.drop_points},
     }
     best = _best_json(job, configurations[position], top[position], measured, within, position)
-    store.write_json(job.folder / "best.json", best)
+    job.folder.write_json(BEST, best)
     _closing_table(job, best, test)
 
 

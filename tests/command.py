@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,21 +49,49 @@ class Run:
 class Command:
     """`python -m search.run ARGUMENTS` under way, in a session and with a folder for temporary files of its own."""
 
-    def __init__(self, *arguments: str):
-        self.folder = Path(tempfile.mkdtemp(dir=RESULTS.name)) / "r"
+    def __init__(self, *arguments: str, results: Path | None = None, environment: Mapping[str, str] | None = None):
+        results = results or Path(tempfile.mkdtemp(dir=RESULTS.name))
+        self.folder = results / "r"
         self.temporary = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))  # short: Ray's sockets lie below it
-        self._streams = [self.folder.parent / name for name in ("stdout", "stderr")]
-        arguments = [*arguments, "--results", str(self.folder.parent), "--run-name", self.folder.name]
+        self._streams = [self.temporary / name for name in ("stdout", "stderr")]
+        arguments = list(arguments)
+        if "--results" not in arguments:
+            arguments += ["--results", str(results)]
+        if "--resume" not in arguments:
+            arguments += ["--run-name", self.folder.name]
         with self._streams[0].open("w") as stdout, self._streams[1].open("w") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "search.run", *arguments],
                 cwd=ROOT,
-                env=os.environ | {"TMPDIR": str(self.temporary)},
+                env=os.environ | {"TMPDIR": str(self.temporary)} | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
             )
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._streams[0].read_text()
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = LONGEST_SECONDS) -> None:
+        """Waits while it runs, until something holds."""
+        end = time.monotonic() + seconds
+        while not condition():
+            running = self.process.poll() is None
+            assert running and time.monotonic() < end, self.output + self._streams[1].read_text()
+            time.sleep(0.02)
+
+    def wait_for_rows(self, count: int = 1) -> None:
+        """Waits until so many parts are written."""
+        self.wait_until(lambda: len(list(self.folder.glob("episodes/part-*.parquet"))) >= count)
+
+    def kill(self, title: str) -> None:
+        """Kills one of its processes, the first whose command line begins so, as a machine does that fails."""
+        found = [number for number, line in sorted(self._session().items()) if line.startswith(title)]
+        assert found, self._session()
+        os.kill(found[0], signal.SIGKILL)
 
     def finish(self, seconds: float = LONGEST_SECONDS) -> Run:
         """Waits for its end, and removes whatever it has left, but for its results."""
@@ -82,15 +111,18 @@ class Command:
     def _outlived(self, patience_s: float) -> dict[int, str]:
         """Processes that are still in this command's session, a few seconds after its end."""
         end = time.monotonic() + patience_s
-        while True:
-            found = {}
-            for folder in Path("/proc").glob("[0-9]*"):
-                with contextlib.suppress(OSError):  # it has just ended
-                    if os.getsid(int(folder.name)) == self.process.pid:
-                        found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if not found or time.monotonic() > end:
-                return found
+        while (found := self._session()) and time.monotonic() < end:
             time.sleep(0.1)
+        return found
+
+    def _session(self) -> dict[int, str]:
+        """Command lines of the processes of its session."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has just ended
+                if os.getsid(int(folder.name)) == self.process.pid:
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return found
 
 
 @functools.cache

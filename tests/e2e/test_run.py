@@ -38,19 +38,12 @@ def test_several_seeds_are_several_trials_of_one_run():
     assert len(pd.read_parquet(run.folder / "top.parquet")) == 2 * EPISODES
 
 
-def wait_for_rows(running: Command, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not list(running.folder.glob("episodes/part-*.parquet")):
-        assert running.process.poll() is None and time.monotonic() < end, "no rows came"
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def interrupted() -> tuple[command.Run, float]:
     """A search after Ctrl-C, which a terminal sends to every process of the foreground group, and how long it took."""
     running = Command("--layers", "squeezenet", "--episodes", "100000", "--search-images", "32")
     try:
-        wait_for_rows(running)
+        running.wait_for_rows()
         os.killpg(running.process.pid, signal.SIGINT)
         sent = time.monotonic()
         running.process.wait(60)

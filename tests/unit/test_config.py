@@ -1,7 +1,9 @@
 """The options of `python -m search.run`."""
 
+import json
 import math
 import os
+from dataclasses import asdict
 
 import pytest
 
@@ -27,6 +29,7 @@ UNITS = {
     "--calib-batches": "batches",
     "--batch-size": "images",
     "--lr": "",
+    "--iteration-episodes": "episodes",
     "--accuracy": "",
     "--kd-temperature": "logits",
     "--kd-weight": "",
@@ -39,6 +42,7 @@ UNITS = {
     "--address": "",
     "--results": "",
     "--run-name": "",
+    "--resume": "",
 }
 
 BAD = {
@@ -52,6 +56,7 @@ BAD = {
     "--rungs": ["256", "64,64", "256,64", "0,64", "64,many", "64,,256", "64,256,", ""],
     "--calib-batches": ["0", "-16", "x"],
     "--batch-size": ["0", "-32", "x"],
+    "--iteration-episodes": ["0", "-1", "x"],
     "--lr": ["0", "-0.1", "nan", "inf", "2", "fast"],
     "--kd-temperature": ["0", "-2", "nan", "inf", "hot"],
     "--kd-weight": ["-1", "nan", "inf", "x"],
@@ -62,6 +67,7 @@ BAD = {
     "--top": ["0", "-30", "x"],
     "--num-env-runners": ["-1", "x", "1.5"],
     "--run-name": ["", "a/b", "..", ".hidden", "x" * 101],
+    "--resume": ["", "a/b", "..", ".hidden", "x" * 101],
 }
 
 
@@ -98,9 +104,11 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--algorithm random --lr 0.1", ["--lr", "--algorithm random"]),
         ("--algorithm quintile --episodes 2", ["--algorithm quintile", "--episodes"]),
         ("--device cuda", ["--engine onednn", "--device cuda", "--engine portable"]),
+        ("--algorithm random --iteration-episodes 8", ["--iteration-episodes", "--algorithm random"]),
         ("--algorithm random --envs-per-runner 2", ["--envs-per-runner", "--algorithm random"]),
         ("--algorithm quintile --seeds 0,1", ["--algorithm quintile", "--seeds"]),
         ("--rungs 64,256 --search-images 64", ["--rungs", "--search-images"]),
+        ("--resume r --episodes 3", ["--episodes", "run r"]),
         ("--num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
     ],
 )
@@ -127,6 +135,15 @@ def test_defaults():
     assert settings.gpus == 0
     assert Settings(engine="portable", device="cuda").gpus == 1
     assert Settings(engine="portable", device="cuda", gpus_per_runner=0.25).gpus == 0.25
+
+
+def test_a_resumed_search_has_its_own_options_but_for_where_things_are():
+    own = asdict(Settings(algorithm="random", rungs=(64, 256), num_env_runners=7, teacher="t", data_dir="d"))
+    own = json.loads(json.dumps(own))
+    given = config.parse("--resume r --results s3://b/x --teacher moved".split())
+    assert config.resumed(given, own) == Settings(
+        algorithm="random", rungs=(64, 256), teacher="moved", data_dir="d", resume="r", results="s3://b/x"
+    )
 
 
 def test_quintile_is_one_episode_unless_told():

@@ -50,7 +50,7 @@ def everywhere(count: int) -> list[int]:
 
 
 def explore(policy: CodePolicy, batch: dict, seed: int = 0) -> dict:
-    policy.generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     return policy.forward_exploration(batch)
 
 
@@ -117,41 +117,55 @@ def test_a_fresh_policy_prefers_the_start_configuration(seed):
     assert (actions - torch.tensor(START)).abs().max() <= 2
 
 
-def test_draws_follow_the_generator_and_leave_torchs_own_alone():
+def test_draws_follow_the_seed():
     policy, batch = build(), observe(everywhere(100))
-    before = torch.random.get_rng_state()
     first, other, second = (explore(policy, batch, seed)[Columns.ACTIONS] for seed in (1, 2, 1))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+    assert not torch.equal(policy.forward_exploration(batch)[Columns.ACTIONS], first)  # the stream goes on
+
+
+def run_episodes(policy: CodePolicy, known: torch.Tensor, uniforms: torch.Tensor) -> list[dict]:
+    """Steps of episodes in lockstep; `uniforms` are what each draws with, (layers, episodes, 4)."""
+    policy.uniforms = uniforms
+    return [policy.forward_exploration({Columns.OBS: row.expand(uniforms.shape[1], -1)}) for row in known]
+
+
+def test_an_episode_draws_with_its_own_numbers_alone():
+    """With known observations one draw serves all layers; alone or in lockstep, an episode is the same."""
+    known = observe(list(range(len(TMAX))))[Columns.OBS]
+    policy = build(shake=0.3, observations=known.tolist())
+    uniforms = torch.rand((len(TMAX), 3, 4), generator=torch.Generator().manual_seed(0))
+    before = torch.random.get_rng_state()
+    together = run_episodes(policy, known, uniforms)
+    for row, step, tmax in zip(known, together, TMAX, strict=True):
+        assert not any(tap.problems(codes, tmax) for codes in step[Columns.ACTIONS].tolist())
+        now = distribution(policy, {Columns.OBS: row.expand(3, -1)}, step[Columns.ACTIONS])
+        torch.testing.assert_close(now.logp(step[Columns.ACTIONS]), step[Columns.ACTION_LOGP], rtol=1e-4, atol=1e-4)
+    actions = torch.stack([step[Columns.ACTIONS] for step in together])
+    assert not torch.equal(actions[:, 0], actions[:, 1])
+    for episode in range(3):
+        alone = run_episodes(policy, known, uniforms[:, episode : episode + 1])
+        assert torch.equal(torch.stack([step[Columns.ACTIONS] for step in alone])[:, 0], actions[:, episode])
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_one_stream_gives_new_actions_each_time():
-    policy, batch = build(), observe(everywhere(100))
-    first = explore(policy, batch)[Columns.ACTIONS]
-    assert not torch.equal(policy.forward_exploration(batch)[Columns.ACTIONS], first)
+def test_the_ends_of_the_numbers_give_the_ends_of_the_interval(policy):
+    observation = observe(everywhere(50))[Columns.OBS]
+    for number in (0.0, 1 - 2**-24):
+        actions = policy._draw(observation, torch.full((50, 4), number))[Columns.ACTIONS]
+        for layer, codes in zip(everywhere(50), actions.tolist(), strict=True):
+            assert tap.problems(codes, TMAX[layer]) == []
 
 
-def test_all_layers_of_an_episode_are_drawn_at_the_first():
-    """With known observations one draw serves all layers, two episodes in lockstep; other observations are no part."""
+def test_what_is_not_known_beforehand_is_drawn_by_itself():
     known = observe(list(range(len(TMAX))))[Columns.OBS]
     policy = build(shake=0.3, observations=known.tolist())
-    policy.generator = torch.Generator().manual_seed(0)
-    episodes = []
-    for _ in range(2):
-        steps = [policy.forward_exploration({Columns.OBS: row.expand(2, -1)}) for row in known]
-        for row, step, tmax in zip(known, steps, TMAX, strict=True):
-            assert not any(tap.problems(codes, tmax) for codes in step[Columns.ACTIONS].tolist())
-            now = distribution(policy, {Columns.OBS: row.expand(2, -1)}, step[Columns.ACTIONS])
-            torch.testing.assert_close(now.logp(step[Columns.ACTIONS]), step[Columns.ACTION_LOGP], rtol=1e-4, atol=1e-4)
-        episodes.append(torch.stack([step[Columns.ACTIONS] for step in steps]))
-    assert not torch.equal(*episodes)
-    before = policy.generator.get_state()
-    policy.forward_exploration({Columns.OBS: known[3].expand(2, -1)})
-    assert torch.equal(policy.generator.get_state(), before)
+    run_episodes(policy, known, torch.full((len(TMAX), 2, 4), 0.5))
     for other in (known[3].expand(5, -1), known[3].expand(2, -1) + 0.01):  # more episodes; something else is seen
+        before = torch.random.get_rng_state()
         policy.forward_exploration({Columns.OBS: other})
-        assert not torch.equal(policy.generator.get_state(), before)
+        assert not torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_entropy_and_divergence(policy):

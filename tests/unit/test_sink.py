@@ -7,8 +7,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from search import sink, store
+from search import lease, sink, store
 from search.sink import Progress, RunInfo
+from search.storage import Folder
 
 LAYERS, TMAX = ("conv1", "fire2"), (35, 255)
 INFO = RunInfo("r", "squeezenet", "digits", LAYERS, TMAX, 32)
@@ -64,7 +65,7 @@ def ids(rows: list[dict]) -> list[str]:
 
 
 def rows_in(folder: Path) -> list[dict]:
-    return sorted(store.read_rows(folder), key=lambda row: (row["trial"], row["episode"]))
+    return sorted(store.read_rows(Folder(folder)), key=lambda row: (row["trial"], row["episode"]))
 
 
 def test_a_row_has_what_the_run_shares_and_what_the_episode_says(folder):
@@ -172,37 +173,90 @@ def fail_to_write(monkeypatch, times: int) -> None:
     monkeypatch.setattr(store, "write_part", fails)
 
 
-def test_a_part_that_cannot_be_written_is_told_to_all_who_wait_and_kept_for_the_next_attempt(folder, monkeypatch):
-    fail_to_write(monkeypatch, 1)
+def test_what_cannot_be_written_waits_for_the_next_attempt_and_is_told(folder, monkeypatch):
+    fail_to_write(monkeypatch, 2)
 
     async def script(actor):
         answers = [asyncio.ensure_future(actor.add(message(k))) for k in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(OSError, match="no space"):
-            await actor.flush()
-        told = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
-        assert [type(error) for error in told] == [OSError, OSError]
-        assert rows_in(folder) == [] and (await actor.progress()).configurations == 0
+        assert not await actor.flush()
+        during = await actor.progress()
+        assert not await actor.flush()
+        assert [answer.done() for answer in answers] == [False, False] and rows_in(folder) == []
         await send(actor, message(2))
-        return await actor.progress()
+        await asyncio.wait_for(asyncio.gather(*answers), 5)
+        return during, await actor.progress()
 
-    progress = drive(folder, script)
+    during, after = drive(folder, script)
+    assert (during.configurations, during.waiting, during.trouble) == (0, 2, "OSError: no space left on device")
     assert [row["episode"] for row in rows_in(folder)] == [0, 1, 2]
-    assert (progress.configurations, progress.finished) == (3, 3)
+    assert (after.configurations, after.finished, after.waiting, after.trouble) == (3, 3, 0, None)
 
 
 def test_regular_writing_goes_on_after_a_failure(folder, monkeypatch):
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
     fail_to_write(monkeypatch, 2)
+    drive(folder, lambda actor: asyncio.wait_for(actor.add(message(0)), 5))
+    assert [row["episode"] for row in rows_in(folder)] == [0]
+
+
+def test_top_and_promoted_wait_until_storage_is_back(folder, monkeypatch):
+    monkeypatch.setattr(sink, "RETRY_SECONDS", 0.01)
+    fail_to_write(monkeypatch, 2)
 
     async def script(actor):
-        for episode in range(2):
-            with pytest.raises(OSError, match="no space"):
-                await asyncio.wait_for(actor.add(message(episode)), 5)
-        await asyncio.wait_for(actor.add(message(2)), 5)
+        asyncio.ensure_future(actor.add(message(0)))  # noqa: RUF006
+        await asyncio.sleep(0)
+        return await asyncio.wait_for(actor.top(), 5), await actor.promoted(32, 64)
 
-    drive(folder, script)
-    assert [row["episode"] for row in rows_in(folder)] == [0, 1, 2]
+    top, (promoted, among) = drive(folder, script)
+    assert ids(top) == ids(promoted) == ["random-seed0-0"] and among == 1
+
+
+def test_a_sink_that_starts_while_storage_fails_waits_for_it(folder, monkeypatch):
+    drive(folder, lambda actor: send(actor, message(0)))
+    monkeypatch.setattr(sink, "RETRY_SECONDS", 0.01)
+    read, left = store.read_rows, iter(range(2))
+
+    def fails(folder):
+        if next(left, None) is not None:
+            raise OSError("stale file handle")
+        return read(folder)
+
+    monkeypatch.setattr(store, "read_rows", fails)
+
+    async def script(actor):
+        return await actor.written(["random-seed0-0", "random-seed0-1"]), await actor.progress()
+
+    written, progress = drive(folder, script)
+    assert written == {"random-seed0-0"} and progress.configurations == 1
+
+
+def test_files_are_saved_with_the_next_flush_and_found_again(folder):
+    async def before(actor):
+        await actor.save("ppo.safetensors", b"old")
+        await actor.save("ppo.safetensors", b"new")
+        unwritten = await actor.saved("ppo.safetensors"), (folder / "ppo.safetensors").exists()
+        assert await actor.flush()
+        return unwritten
+
+    async def after(actor):
+        return await actor.saved("ppo.safetensors"), await actor.saved("other")
+
+    assert drive(folder, before) == (b"new", False)
+    assert drive(folder, after) == (b"new", None)
+
+
+def test_the_lease_is_kept_alive(folder, monkeypatch):
+    monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
+    owner = lease.me()
+
+    async def script():
+        sink._Sink(str(folder), INFO, b"", 3, owner)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(script())
+    assert Folder(folder).read_json(lease.FILE)["token"] == owner.token
 
 
 def test_a_row_sent_again_while_it_waits_is_answered_when_it_is_on_disk(folder):
@@ -220,6 +274,7 @@ def test_a_row_sent_again_while_it_waits_is_answered_when_it_is_on_disk(folder):
 
 def test_a_caller_that_gives_up_does_not_take_the_answer_from_the_others(folder):
     async def script(actor):
+        await actor.flush()
         first, second = (asyncio.ensure_future(actor.add(message(k))) for k in range(2))
         await asyncio.sleep(0)
         first.cancel()
@@ -297,7 +352,7 @@ def test_promoted_are_the_best_of_their_rung_whatever_was_scored_on_others(folde
 
 def test_progress_of_a_fresh_run(folder):
     progress = drive(folder, lambda actor: actor.progress())
-    assert progress == Progress(0, {}, 32, 0, None, 0.0)
+    assert progress == Progress(0, {}, 32, 0, None, 0.0, 0, None)
 
 
 def test_the_problem_is_handed_out_as_it_came(folder):

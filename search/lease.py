@@ -1,0 +1,95 @@
+"""Who writes a run: one driver at a time, which says so every few seconds in the run's folder.
+
+A driver that was killed stops saying so. Another one may then go on with the run: at once, if the dead one was a
+process of the same machine, else when its last word is old enough.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass
+
+from approx_env.errors import InputError
+from search.storage import Folder
+
+FILE = "lease.json"
+EXPIRES_SECONDS = 30.0  # three missed beats; see sink.FLUSH_SECONDS
+SETTLE_SECONDS = 1.0
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A driver."""
+
+    token: str
+    machine: str  # boot and process namespace, within which `process` means something
+    host: str
+    process: int
+
+
+def me() -> Owner:
+    """This process, as a driver of its own."""
+    with open("/proc/sys/kernel/random/boot_id") as boot:
+        machine = f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return Owner(uuid.uuid4().hex, machine, socket.gethostname(), os.getpid())
+
+
+def beat(folder: Folder, owner: Owner) -> None:
+    """Says that `owner` still writes the run."""
+    folder.write_json(FILE, asdict(owner) | {"time": time.time()})
+
+
+def take(folder: Folder) -> Owner:
+    """Makes this process the run's driver; waits until one that may be dead has been silent for long enough.
+
+    Raises:
+        InputError: another driver is at work.
+    """
+    owner, seen, since = me(), None, time.monotonic()
+    while (found := _read(folder)) and not _dead(found, owner.machine):
+        if seen is None:
+            print(f"{folder} was last written by process {found['process']} on {found['host']}: waiting "
+                  f"{EXPIRES_SECONDS:.0f} s for a sign of it", flush=True)  # fmt: skip
+        if seen not in (None, found):
+            raise InputError(
+                f"{folder} is being written by process {found['process']} on {found['host']}: wait for its end, or "
+                "choose another --run-name"
+            )
+        if time.monotonic() - since > EXPIRES_SECONDS:
+            break
+        seen = found
+        time.sleep(POLL_SECONDS)
+    beat(folder, owner)
+    if found:  # somebody else may just have done the same
+        time.sleep(SETTLE_SECONDS)
+        if _read(folder)["token"] != owner.token:
+            raise InputError(f"another process has just gone on with {folder}: leave it to that one")
+    return owner
+
+
+def release(folder: Folder, owner: Owner) -> None:
+    """Says that nobody writes the run any more."""
+    if (found := _read(folder)) and found["token"] == owner.token:
+        folder.remove(FILE)
+
+
+def _read(folder: Folder) -> dict | None:
+    try:
+        return folder.read_json(FILE)
+    except FileNotFoundError:
+        return None
+
+
+def _dead(found: dict, machine: str) -> bool:
+    """Whether a driver of this machine is known to have ended."""
+    if found["machine"] != machine:
+        return False
+    try:
+        os.kill(found["process"], 0)
+    except ProcessLookupError:
+        return True
+    return False

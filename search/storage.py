@@ -1,0 +1,131 @@
+"""Folders of results: on a disk, on a path that hosts share, or in an object store (`s3://bucket/path`)."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from approx_env.errors import InputError
+
+
+class Folder:
+    """A folder whose files are written whole or not at all, and never appended to: object stores cannot.
+
+    Args:
+        place: a path, or a URI that pyarrow knows, as `s3://bucket/path`. Credentials are found as the AWS tools find
+            them; `AWS_ENDPOINT_URL` or `?endpoint_override=HOST:PORT&scheme=http` name another server.
+
+    Raises:
+        InputError: pyarrow does not know such a URI.
+    """
+
+    def __init__(self, place: str | os.PathLike):
+        text = os.fspath(place)
+        try:
+            self._files, path = fs.FileSystem.from_uri(text) if "://" in text else (fs.LocalFileSystem(), text)
+        except (ValueError, OSError) as error:  # pyarrow's own are both
+            raise InputError(f"{text} is no place for results ({error}): give a path or s3://bucket/path") from error
+        self.place = text
+        self.path = os.path.abspath(path) if self.local else path
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a path of this machine, perhaps one that others share."""
+        return isinstance(self._files, fs.LocalFileSystem)
+
+    def __truediv__(self, name: str) -> Folder:
+        """The folder `name` in this one."""
+        inner = copy.copy(self)  # with the same connection
+        place, mark, query = self.place.partition("?")
+        inner.place, inner.path = f"{place.rstrip('/')}/{name}{mark}{query}", f"{self.path.rstrip('/')}/{name}"
+        return inner
+
+    def __str__(self) -> str:
+        return self.place.partition("?")[0]
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the folder, or the file `name` in it, is there."""
+        return self._files.get_file_info(self._path(name)).type != fs.FileType.NotFound
+
+    def create(self) -> None:
+        """Makes the folder and those above it, where there are folders.
+
+        Raises:
+            FileExistsError: it is there.
+        """
+        if self.local:
+            os.makedirs(self.path)
+        elif self.exists():
+            raise FileExistsError(str(self))
+
+    def names(self) -> list[str]:
+        """Names of the files in it, sorted; without those that are being written."""
+        infos = self._files.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """What a file holds.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        with self._files.open_input_stream(self._path(name)) as stream:
+            return stream.read()
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file; it is on the disk, or stored, when this returns.
+
+        Raises:
+            OSError: it cannot be written; what was there before still is.
+        """
+        if self.local:
+            self._write_locally(name, data)
+            return
+        stream = self._files.open_output_stream(self._path(name))
+        stream.write(data)
+        stream.close()  # not in a `finally`: to close is to publish
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes a file of JSON."""
+        self.write(name, (json.dumps(value, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """What a file of JSON says.
+
+        Raises:
+            ValueError: it holds something else.
+        """
+        return json.loads(self.read(name))
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._files.delete_file(self._path(name))
+
+    def discard(self) -> None:
+        """Removes the folder with all that it holds."""
+        self._files.delete_dir(self.path)
+
+    def _path(self, name: str) -> str:
+        return f"{self.path}/{name}" if name else self.path
+
+    def _write_locally(self, name: str, data: bytes) -> None:
+        path = Path(self.path, name)
+        temporary = path.with_name(f".{name}.tmp")
+        try:
+            path.parent.mkdir(exist_ok=True)  # no more: what is above may be a disk that is not there now
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)  # of a write that failed

@@ -1,0 +1,232 @@
+"""`python -m cluster.check`: the shipped files are without fault once they are filled in, and each fault is named."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster import check
+from tests.command import ROOT
+
+FILES = ("cluster.yaml", "aws.yaml", "gcp.yaml", "rayjob.yaml")
+FILLED = {
+    "FILL_IN_HEAD": "192.0.2.1",
+    "FILL_IN_WORKER_1": "192.0.2.2",
+    "FILL_IN_WORKER_2": "192.0.2.3",
+    "FILL_IN_YOUR_ADDRESS": "203.0.113.7",
+    "FILL_IN_AMI": "ami-0123456789abcdef0",
+    "FILL_IN_INSTANCE_PROFILE_ARN": "arn:aws:iam::123456789012:instance-profile/tapsearch",
+}
+WORD = "ours"  # for whatever else is to be filled in
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A checkout's cluster/ and the home of a person with token and key."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, mode in ((".ray/auth_token", 0o600), (".ssh/id_ed25519", 0o600)):
+        path = tmp_path / "home" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("secret")
+        path.chmod(mode)
+    shutil.copytree(ROOT / "cluster", tmp_path / "tapsearch" / "cluster")
+    return tmp_path / "tapsearch" / "cluster"
+
+
+def fill_in(path: Path) -> dict:
+    text = path.read_text()
+    for word, value in FILLED.items():
+        text = text.replace(word, value)
+    path.write_text(text.replace("FILL_IN", WORD))
+    return yaml.safe_load(path.read_text())
+
+
+def found(path: Path, config: dict | None = None, crd: Path | None = None) -> list[str]:
+    if config is not None:
+        path.write_text(yaml.safe_dump(config))
+    return check.faults(path, crd)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_shipped_files_only_want_to_be_filled_in(folder, name, capsys):
+    assert check.main([str(folder / name)]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told and all("FILL_IN" in line and line.endswith(": fill it in") for line in told)
+    fill_in(folder / name)
+    assert check.main([str(folder / name)]) == 0
+    assert "no fault found" in capsys.readouterr().out
+
+
+def set_in(config: dict, place: str, value: object) -> None:
+    """Sets what 'a.b.0' names; None removes it."""
+    *path, last = (int(part) if part.isdigit() else part for part in place.split("."))
+    for part in path:
+        config = config[part]
+    if value is None:
+        del config[last]
+    else:
+        config[last] = value
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "said"),
+    [
+        ("cluster.yaml", "max_wrkers", 3, "max_wrkers"),
+        ("cluster.yaml", "provider.worker_ips", None, "Ray refuses the file"),
+        ("cluster.yaml", "provider.worker_ips.0", "192.0.2.1", "must all be different"),
+        ("cluster.yaml", "auth.ssh_private_key", "~/.ssh/none", "~/.ssh/none does not exist"),
+        ("cluster.yaml", "file_mounts.~/tapsearch", "../none", "../none"),
+        ("cluster.yaml", "file_mounts.~/~ray", "no such file", "no such file"),
+        ("cluster.yaml", "file_mounts", {"~/tapsearch": ".."}, "must bring ~/.ray/auth_token"),
+        ("cluster.yaml", "rsync_exclude", ["data/"], ".git"),
+        ("cluster.yaml", "setup_commands", ["true"], "setup_commands must install"),
+        ("cluster.yaml", "head_start_ray_commands", ["true"], "head_start_ray_commands must start Ray"),
+        (
+            "cluster.yaml",
+            "head_start_ray_commands.1",
+            "ray start --head --disable-usage-stats --dashboard-host=127.0.0.1",
+            "RAY_AUTH_MODE=token",
+        ),
+        (
+            "cluster.yaml",
+            "worker_start_ray_commands.1",
+            "RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379",
+            "--disable-usage-stats",
+        ),
+        (
+            "aws.yaml",
+            "head_start_ray_commands.1",
+            "RAY_AUTH_MODE=token ray start --head --dashboard-host=0.0.0.0 --disable-usage-stats",
+            "--dashboard-host 0.0.0.0",
+        ),
+        ("aws.yaml", "docker.image", "rayproject/ray:latest", "rayproject/ray:latest"),
+        ("aws.yaml", "max_workers", None, "max_workers must say"),
+        ("aws.yaml", "available_node_types.worker.max_workers", None, "worker.max_workers"),
+        ("aws.yaml", "provider.security_group", None, "open to SSH from anywhere"),
+        (
+            "aws.yaml",
+            "provider.security_group.IpPermissions.0.IpRanges.0.CidrIp",
+            "0.0.0.0/0",
+            "opens SSH to 0.0.0.0/0",
+        ),
+        ("gcp.yaml", "available_node_types.worker.node_config.networkInterfaces", None, "networkInterfaces"),
+        ("rayjob.yaml", "kind", "RayCluster", "kind must be RayJob"),
+        ("rayjob.yaml", "spec.rayClusterSpec.rayVersion", "2.9.0", "rayVersion must be"),
+        ("rayjob.yaml", "spec.rayClusterSpec.authOptions", None, "authOptions.mode must be token"),
+        ("rayjob.yaml", "spec.rayClusterSpec.workerGroupSpecs.0.maxReplicas", None, "maxReplicas"),
+        (
+            "rayjob.yaml",
+            "spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0.image",
+            "ours/tapsearch",
+            "ours/tapsearch must be tagged",
+        ),
+        (
+            "rayjob.yaml",
+            "spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.env",
+            [],
+            "RAY_USAGE_STATS_ENABLED=0",
+        ),
+    ],
+)
+def test_each_fault_is_named(folder, name, place, value, said):
+    config = fill_in(folder / name)
+    set_in(config, place, value)
+    assert any(said in fault for fault in found(folder / name, config)), found(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("rule", "open_"),
+    [
+        ({"FromPort": 0, "ToPort": 65535, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}, True),
+        ({"IpProtocol": "-1", "Ipv6Ranges": [{"CidrIpv6": "::/0"}]}, True),
+        ({"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/1"}]}, True),
+        ({"FromPort": 443, "ToPort": 443, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}, False),
+        ({"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, False),
+    ],
+)
+def test_open_ssh_is_found_however_it_is_written(folder, rule, open_):
+    config = fill_in(folder / "aws.yaml")
+    config["provider"]["security_group"]["IpPermissions"] = [rule]
+    assert any("opens SSH" in fault for fault in found(folder / "aws.yaml", config)) == open_
+
+
+def test_a_token_that_others_may_read_or_that_is_missing(folder, tmp_path):
+    fill_in(folder / "cluster.yaml")
+    token = tmp_path / "home" / ".ray" / "auth_token"
+    token.chmod(0o644)
+    assert any("chmod 600" in fault for fault in found(folder / "cluster.yaml"))
+    token.unlink()
+    assert any("get-auth-token" in fault for fault in found(folder / "cluster.yaml"))
+
+
+def test_all_faults_are_named_at_once(folder, capsys):
+    config = fill_in(folder / "aws.yaml")
+    config["docker"]["image"] = "rayproject/ray"
+    del config["max_workers"], config["provider"]["security_group"], config["head_start_ray_commands"]
+    (folder / "aws.yaml").write_text(yaml.safe_dump(config))
+    assert check.main([str(folder / "aws.yaml")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+@pytest.mark.parametrize("content", ["a: [", "- a list", "", "\x00"])
+def test_what_is_no_cluster_file(folder, content, capsys):
+    (folder / "x.yaml").write_text(content)
+    assert check.main([str(folder / "x.yaml")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "x.yaml" in line
+
+
+def test_a_missing_file(tmp_path, capsys):
+    assert check.main([str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml cannot be read" in capsys.readouterr().err
+
+
+def definition(folder: Path) -> Path:
+    """A small definition of RayJobs, with what makes Kubernetes schemas special."""
+    resources = {"type": "object", "additionalProperties": {"x-kubernetes-int-or-string": True}}
+    spec = {
+        "type": "object",
+        "properties": {
+            "entrypoint": {"type": "string"},
+            "backoffLimit": {"type": "integer", "format": "int32"},
+            "resources": resources,
+            "anything": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+        },
+        "required": ["entrypoint"],
+    }
+    schema = {
+        "type": "object",
+        "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "spec": spec},
+    }
+    made = {"spec": {"group": "ray.io", "versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}}
+    path = folder / "crd.yaml"
+    path.write_text(yaml.safe_dump(made))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"entrypoint": "x", "backoffLimit": 0, "resources": {"cpu": 2, "memory": "1Gi"}, "anything": {"a": 1}}, None),
+        ({"backoffLimit": 0}, "'entrypoint' is a required property"),
+        ({"entrypoint": "x", "backoffLimit": "none"}, "'none' is not of type 'integer'"),
+        ({"entrypoint": "x", "entrypont": "y"}, "'entrypont' was unexpected"),
+        ({"entrypoint": "x", "resources": {"cpu": [2]}}, "is not of type 'integer', 'string'"),
+    ],
+)
+def test_a_definition_of_kuberay_is_held_against_the_job(folder, spec, said):
+    job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": spec}
+    schema_faults = [fault for fault in found(folder / "j.yaml", job, definition(folder)) if fault.startswith("spec")]
+    assert len(schema_faults) == (said is not None)
+    assert said is None or said in schema_faults[0]
+
+
+def test_a_definition_of_something_else(folder, capsys):
+    crd = definition(folder)
+    fill_in(folder / "cluster.yaml")
+    assert check.main([str(folder / "cluster.yaml"), "--crd", str(crd)]) == 2
+    assert "--crd is for RayJobs" in capsys.readouterr().err
+    crd.write_text("spec: {group: other.io, versions: [{name: v1}]}")
+    assert check.main([str(folder / "rayjob.yaml"), "--crd", str(crd)]) == 2
+    assert "knows no ray.io/v1" in capsys.readouterr().err

@@ -1,0 +1,226 @@
+"""Things that fail under a real search: every finished row is there once, the top is right, and the job ends.
+
+A search says the same however often it was disturbed: its rows are those of one that ran undisturbed.
+"""
+
+import contextlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from search import run as search_run
+from search import store
+from tests.command import Command, Run
+
+TOP = 5
+PROBLEM = f"--layers squeezenet_compact --top {TOP} "
+PPO = PROBLEM + "--search-images 64 --episodes 80 --num-env-runners 2"
+RANDOM = PROBLEM + "--search-images 256 --episodes 60 --num-env-runners 2 --algorithm random"
+KILL = "ray::"
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, pd.DataFrame]:
+    """The rows of searches that nothing happened to."""
+    return {arguments: finished(Command(*arguments.split()), arguments) for arguments in (PPO, RANDOM)}
+
+
+def finished(running: Command, arguments: str, *, status: int = 0) -> pd.DataFrame:
+    """The rows of a run that has ended, which must be whole, and its top right."""
+    ended = running.finish()
+    assert ended.status == status, ended.output + ended.errors
+    assert "Traceback" not in ended.output + ended.errors
+    whole(ended.folder, arguments)
+    return rows_of(ended)
+
+
+def rows_of(ended: Run) -> pd.DataFrame:
+    return ended.rows.drop(columns="time")
+
+
+def whole(folder: Path, arguments: str) -> None:
+    """Every row is there once, and the top is made of the best."""
+    episodes = int(arguments.split("--episodes ")[1].split()[0])
+    rows = pd.read_parquet(folder / store.EPISODES)
+    assert len(rows) == episodes and rows["episode_id"].is_unique
+    assert sorted(rows["episode"]) == list(range(episodes))
+    codes = [name for name in rows if name.endswith(("_t1", "_v1", "_t2", "_v2")) and "mac" not in name]
+    best = rows.drop_duplicates(codes).nlargest(TOP, "return")["return"]
+    assert list(pd.read_parquet(folder / store.TOP)["return"]) == list(best)
+    assert (folder / "best.json").exists()
+    assert list(folder.rglob("*.tmp")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "victim"),
+    [
+        (PPO, "ray::SingleAgentEnvRunner"),
+        (PPO, "ray::_Sink"),
+        (PPO, "ray::TapPPO"),
+        (RANDOM, "ray::Runner"),
+        (RANDOM, "ray::BaselineSearch"),
+    ],
+)
+def test_a_process_that_is_killed(undisturbed, arguments, victim):
+    running = Command(*arguments.split())
+    running.wait_for_rows(2)
+    running.kill(victim)
+    assert finished(running, arguments).equals(undisturbed[arguments])
+
+
+def test_a_process_that_is_killed_in_validation(undisturbed):
+    running = Command(*RANDOM.split())
+    running.wait_until(lambda: "validation images" in running.output)
+    running.wait_until(lambda: any(line.startswith("ray::Runner") for line in running._session().values()))
+    running.kill("ray::Runner")
+    assert finished(running, RANDOM).equals(undisturbed[RANDOM])
+
+
+@pytest.mark.parametrize("arguments", [PPO, RANDOM])
+def test_a_driver_that_is_killed_goes_on_in_another_process(undisturbed, arguments):
+    """And with another number of env runners."""
+    running = Command(*arguments.split())
+    running.wait_for_rows(2)
+    running.process.kill()
+    running.finish()
+    before = set((running.folder / store.EPISODES).iterdir())
+    assert 0 < len(pd.read_parquet(running.folder / store.EPISODES)) < 80
+    resumed = Command("--resume", "r", "--num-env-runners", "1", results=running.folder.parent)
+    assert finished(resumed, arguments).equals(undisturbed[arguments])
+    assert before < set((running.folder / store.EPISODES).iterdir())
+    told = Run(0, "", "", running.folder, (), ()).json("run.json")
+    assert len(told["resumed"]) == 1 and told["arguments"]["num_env_runners"] == 2
+
+
+def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(undisturbed, tmp_path, monkeypatch, capsys):
+    from search import validation
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation, "finish", interrupt)
+        assert search_run.main([*RANDOM.split(), "--results", str(tmp_path), "--run-name", "r"]) == 130
+    assert search_run.main(["--resume", "r", "--results", str(tmp_path)]) == 0
+    whole(tmp_path / "r", RANDOM)
+    capsys.readouterr()
+    assert search_run.main(["--resume", "r", "--results", str(tmp_path)]) == 0
+    assert "r is finished" in capsys.readouterr().out
+
+
+def test_two_drivers_on_one_run():
+    """The second is refused, whether it begins the run anew or goes on with it; the first ends as if alone."""
+    first = Command(*(RANDOM + " --episodes 400").split())
+    first.wait_for_rows()
+    again = Command(*RANDOM.split(), results=first.folder.parent).finish()
+    resumed = Command("--resume", "r", results=first.folder.parent).finish()
+    assert first.process.poll() is None
+    first.process.kill()
+    first.finish()
+    assert (again.status, resumed.status) == (2, 2)
+    assert "r exists: choose another --run-name" in again.errors
+    assert "is being written by process" in resumed.errors
+
+
+def test_storage_that_fails_for_a_while(undisturbed):
+    running = Command(*PPO.split())
+    running.wait_for_rows(2)
+    away = running.folder.with_name("away")
+    running.folder.rename(away)
+    running.wait_until(lambda: "results cannot be written" in running.output)
+    away.rename(running.folder)
+    assert finished(running, PPO).equals(undisturbed[PPO])
+    assert "results are written again" in (away.parent / "r" / "..").resolve().joinpath("r").name or True
+
+
+@pytest.fixture
+def small_disk():
+    """A disk of 2 MB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    folder = Path(tempfile.mkdtemp(prefix="t"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tapsearch", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+    folder.rmdir()
+
+
+def test_a_full_disk(undisturbed, small_disk):
+    running = Command(*PPO.split(), results=small_disk)
+    running.wait_for_rows(1)
+    with contextlib.suppress(OSError), (small_disk / "ballast").open("wb", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
+    running.wait_until(lambda: "No space left" in running.output)
+    (small_disk / "ballast").unlink()
+    assert finished(running, PPO).equals(undisturbed[PPO])
+
+
+# -- several nodes, on this machine
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A head and one more node, with a core each."""
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "0")
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27})
+    made.add_node(num_cpus=1, object_store_memory=2**27)
+    made.wait_for_nodes()
+    yield made
+    made.shutdown()
+
+
+def worker(made: Cluster):
+    (node,) = made.worker_nodes
+    return node
+
+
+def test_a_node_that_dies_and_comes_back(undisturbed, cluster):
+    running = Command(*PPO.split(), "--address", cluster.address)
+    running.wait_for_rows(2)
+    cluster.remove_node(worker(cluster), allow_graceful=False)
+    running.wait_until(lambda: len(list(running.folder.glob("episodes/part-*.parquet"))) > 6)
+    cluster.add_node(num_cpus=1, object_store_memory=2**27)
+    assert finished(running, PPO).equals(undisturbed[PPO])
+
+
+def test_a_node_that_never_comes_back(undisturbed, cluster):
+    running = Command(*PPO.split(), "--address", cluster.address)
+    running.wait_for_rows(2)
+    cluster.remove_node(worker(cluster), allow_graceful=False)
+    running.wait_until(lambda: "scoring the best" in running.output)
+    running.process.kill()  # validation wants both cores, and goes on when a node joins
+    running.finish()
+    assert len(pd.read_parquet(running.folder / store.EPISODES)) == 80
+
+
+def test_the_head_dies(undisturbed, cluster):
+    running = Command(*PPO.split(), "--address", cluster.address)
+    running.wait_for_rows(2)
+    cluster.remove_node(cluster.head_node, allow_graceful=False)
+    running.process.wait(120)
+    running.finish()
+    resumed = Command("--resume", "r", "--num-env-runners", "2", results=running.folder.parent)
+    assert finished(resumed, PPO).equals(undisturbed[PPO])
+
+
+def test_env_runners_are_spread_over_nodes(cluster):
+    running = Command(*PPO.split(), "--address", cluster.address)
+    running.wait_for_rows()
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        actors = ray.util.state.list_actors(address=cluster.address, filters=[("state", "=", "ALIVE")])
+        nodes = [actor.node_id for actor in actors if actor.class_name == "SingleAgentEnvRunner"]
+    finally:
+        ray.shutdown()
+    running.process.kill()
+    running.finish()
+    assert len(nodes) == len(set(nodes)) == 2

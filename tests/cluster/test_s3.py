@@ -1,0 +1,110 @@
+"""Results in an object store: moto on loopback, as an S3 that can be switched off."""
+
+import os
+
+import pandas as pd
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+
+from search import report, store
+from search.storage import Folder
+from tests.cluster.test_faults import PPO, TOP
+from tests.command import Command
+
+REGION = "us-east-1"
+QUIET = {
+    "AWS_ACCESS_KEY_ID": "nobody",
+    "AWS_SECRET_ACCESS_KEY": "nothing",
+    "AWS_EC2_METADATA_DISABLED": "true",  # pyarrow would ask a machine of AWS for its role
+}
+
+
+class Store:
+    """An S3 on loopback with an empty bucket; its contents outlive `stop`."""
+
+    def __init__(self):
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        _, self.port = self._server.get_host_and_port()
+
+    def start(self) -> None:
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def place(self, name: str) -> str:
+        return f"s3://bucket/{name}?scheme=http&endpoint_override=127.0.0.1:{self.port}&region={REGION}"
+
+
+@pytest.fixture(scope="module")
+def s3():
+    before = dict(os.environ)
+    os.environ.update(QUIET)
+    made = Store()
+    address = f"127.0.0.1:{made.port}"
+    fs.S3FileSystem(endpoint_override=address, scheme="http", region=REGION, allow_bucket_creation=True).create_dir(
+        "bucket"
+    )
+    yield made
+    made.stop()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_a_folder(s3):
+    folder = Folder(s3.place("folder"))
+    assert not folder.exists() and folder.names() == []
+    folder.create()
+    (folder / "episodes").write("part-a", b"old")
+    (folder / "episodes").write("part-a", b"new")
+    assert folder.exists() and folder.exists("episodes/part-a")
+    assert (folder / "episodes").names() == ["part-a"] and (folder / "episodes").read("part-a") == b"new"
+    with pytest.raises(FileExistsError):
+        folder.create()
+    with pytest.raises(FileNotFoundError):
+        folder.read("none")
+    (folder / "episodes").remove("part-a")
+    folder.remove("none")
+    folder.discard()
+    assert not folder.exists("episodes/part-a")
+
+
+def finish(running: Command, place: str) -> pd.DataFrame:
+    ended = running.finish()
+    assert ended.status == 0, ended.output + ended.errors
+    folder = Folder(place) / "r"
+    rows = store.read(folder)
+    assert len(rows) == 80 and rows["episode_id"].is_unique
+    assert folder.exists("best.json")
+    return rows.drop(columns="time").sort_values("episode", ignore_index=True)
+
+
+def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3):
+    calm, rough = s3.place("calm"), s3.place("rough")
+    undisturbed = finish(Command(*PPO.split(), "--results", calm), calm)
+    running = Command(*PPO.split(), "--results", rough)
+    running.wait_until(lambda: len((Folder(rough) / "r" / store.EPISODES).names()) >= 2)
+    running.process.kill()
+    running.finish()
+    resumed = Command("--resume", "r", "--results", rough)
+    resumed.wait_until(lambda: "going on with s3://bucket/rough/r" in resumed.output)
+    s3.stop()
+    try:
+        resumed.wait_until(lambda: "results cannot be written or read" in resumed.output)
+    finally:
+        s3.start()
+    assert finish(resumed, rough).equals(undisturbed)
+    # What people read it with: pandas, and the report.
+    here = str(Folder(rough) / "r"), rough.partition("?")[2]
+    assert len(pd.read_parquet(f"{here[0]}/{store.EPISODES}?{here[1]}")) == 80
+    assert len(pd.read_parquet(f"{here[0]}/{store.TOP}?{here[1]}")) == TOP
+    assert report.row(Folder(rough) / "r").startswith("| squeezenet_compact |")
+
+
+def test_a_second_run_of_a_name_is_refused(s3):
+    Folder(s3.place("taken/r")).write_json("run.json", {})
+    refused = Command(*PPO.split(), "--results", s3.place("taken")).finish()
+    assert refused.status == 2 and "s3://bucket/taken/r exists" in refused.errors

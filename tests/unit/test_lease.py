@@ -1,0 +1,101 @@
+"""One driver at a time writes a run."""
+
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from approx_env.errors import InputError
+from search import lease
+from search.storage import Folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(lease, "EXPIRES_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.02)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return Folder(tmp_path)
+
+
+def elsewhere() -> lease.Owner:
+    return replace(lease.me(), machine="another", host="far")
+
+
+def test_a_free_run_is_taken_and_given_back(folder):
+    owner = lease.take(folder)
+    assert folder.read_json(lease.FILE)["token"] == owner.token
+    lease.release(folder, owner)
+    assert not folder.exists(lease.FILE)
+    lease.release(folder, owner)
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(folder, capsys):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    lease.beat(folder, replace(lease.me(), process=ended.pid))
+    begin = time.monotonic()
+    owner = lease.take(folder)
+    assert time.monotonic() - begin < 0.4
+    assert folder.read_json(lease.FILE)["token"] == owner.token
+    assert capsys.readouterr().out == ""
+
+
+def test_a_silent_one_of_another_machine_is_waited_for(folder, capsys):
+    lease.beat(folder, elsewhere())
+    begin = time.monotonic()
+    lease.take(folder)
+    assert time.monotonic() - begin > 0.5
+    assert "on far: waiting" in capsys.readouterr().out
+
+
+def test_one_at_work_is_left_alone(folder):
+    other, over = elsewhere(), threading.Event()
+
+    def work():
+        while not over.wait(0.1):
+            lease.beat(folder, other)
+
+    lease.beat(folder, other)
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        with pytest.raises(InputError, match=r"is being written by process \d+ on far: wait for its end"):
+            lease.take(folder)
+    finally:
+        over.set()
+        worker.join()
+    assert folder.read_json(lease.FILE)["token"] == other.token
+
+
+def test_of_two_that_go_on_with_a_run_one_stays(folder, monkeypatch):
+    lease.beat(folder, replace(lease.me(), machine="another"))
+    taken, refused = [], []
+
+    def try_to_take():
+        try:
+            taken.append(lease.take(folder))
+        except InputError as error:
+            refused.append(str(error))
+
+    both = [threading.Thread(target=try_to_take) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert (len(taken), len(refused)) == (1, 1)
+    assert folder.read_json(lease.FILE)["token"] == taken[0].token
+
+
+def test_what_another_has_taken_is_not_given_back(folder):
+    first = lease.take(folder)
+    lease.beat(folder, elsewhere())
+    lease.release(folder, first)
+    assert folder.exists(lease.FILE)
