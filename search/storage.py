@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ class Folder:
 
     def _write_locally(self, name: str, data: bytes) -> None:
         path = Path(self.path, name)
-        temporary = path.with_name(f".{name}.tmp")
+        temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.tmp")  # others may write the same file
         try:
             path.parent.mkdir(exist_ok=True)  # no more: what is above may be a disk that is not there now
             with temporary.open("wb") as file:
