@@ -38,8 +38,8 @@ from search import sink, store
 from search.policy import CodePolicy
 
 EPISODES_AN_ITERATION = 32
-EPOCHS = 10
-MINIBATCH_SHARE = 4  # a minibatch is this part of an iteration's steps
+EPOCHS = 8
+MINIBATCH_SHARE = 2  # a minibatch is this part of an iteration's steps
 CLIP = 0.2
 GRAD_CLIP = 0.5
 ENTROPY = 0.001
