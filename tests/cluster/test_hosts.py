@@ -41,6 +41,9 @@ def network():
         made.ssh(CLIENT, "mv /shared/checkout ~/tapsearch")
         made.ssh(CLIENT, f"echo 'export PATH={hosts.SITE}/bin:$PATH RAY_AUTH_MODE=token' >> ~/.bashrc")
         yield made
+    left = [f"/run/netns/tap-{name}" for name in made.addresses] + [made.folder, f"/sys/class/net/{hosts.BRIDGE}"]
+    assert [place for place in map(Path, left) if place.exists()] == []
+    assert str(made.folder) not in Path("/proc/mounts").read_text()
 
 
 def type_in(network: Hosts, command: str, seconds: float = 120) -> str:
