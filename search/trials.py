@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from pathlib import Path
@@ -73,7 +74,10 @@ def _told(progress: sink.Progress) -> str:
 
 
 class _AnnounceTrials(Callback):
-    """Says when a search ends, if there are several."""
+    """Says when a search ends, if there are several, and when one has to start again."""
+
+    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
+        print(f"{trial}: its process died; it goes on from what is stored", flush=True)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         if len(trials) > 1:
@@ -106,6 +110,7 @@ def run(job: Job, scratch: Path, handle: ray.actor.ActorHandle) -> None:
         trainable = BaselineSearch
         space = {"run": job.name, "algorithm": settings.algorithm, "seed": grid, "budget": settings.budget,
                  "num_env_runners": settings.runners, "gpus": settings.gpus}  # fmt: skip
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial that goes on is no error, and others are raised
     with LiveLine(handle, settings.budget * len(settings.seeds), settings.search_images):
         results = tune.Tuner(
             trainable,

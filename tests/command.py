@@ -83,15 +83,22 @@ class Command:
             assert running and time.monotonic() < end, self.output + self._streams[1].read_text()
             time.sleep(0.02)
 
-    def wait_for_rows(self, count: int = 1) -> None:
+    def parts(self) -> int:
+        """How many parts are written."""
+        return len(list(self.folder.glob("episodes/part-*.parquet")))
+
+    def wait_for_rows(self, parts: int = 1) -> None:
         """Waits until so many parts are written."""
-        self.wait_until(lambda: len(list(self.folder.glob("episodes/part-*.parquet"))) >= count)
+        self.wait_until(lambda: self.parts() >= parts)
+
+    def titled(self, title: str) -> list[int]:
+        """Its processes whose command line begins so."""
+        return [number for number, line in sorted(self._session().items()) if line.startswith(title)]
 
     def kill(self, title: str) -> None:
-        """Kills one of its processes, the first whose command line begins so, as a machine does that fails."""
-        found = [number for number, line in sorted(self._session().items()) if line.startswith(title)]
-        assert found, self._session()
-        os.kill(found[0], signal.SIGKILL)
+        """Kills one of its processes, as a machine does that fails."""
+        self.wait_until(lambda: self.titled(title))
+        os.kill(self.titled(title)[0], signal.SIGKILL)
 
     def finish(self, seconds: float = LONGEST_SECONDS) -> Run:
         """Waits for its end, and removes whatever it has left, but for its results."""
@@ -106,7 +113,8 @@ class Command:
         texts = [stream.read_text() for stream in self._streams]
         left = tuple(path.name for path in self.temporary.glob("tapsearch-*"))
         shutil.rmtree(self.temporary)
-        return Run(status, *texts, self.folder, tuple(processes.values()), left)
+        self.told = Run(status, *texts, self.folder, tuple(processes.values()), left)
+        return self.told
 
     def _outlived(self, patience_s: float) -> dict[int, str]:
         """Processes that are still in this command's session, a few seconds after its end."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import ray
 from ray.cluster_utils import Cluster
+from ray.util.state import list_actors
 
 from search import run as search_run
 from search import store
@@ -20,9 +20,8 @@ from tests.command import Command, Run
 
 TOP = 5
 PROBLEM = f"--layers squeezenet_compact --top {TOP} "
-PPO = PROBLEM + "--search-images 64 --episodes 80 --num-env-runners 2"
-RANDOM = PROBLEM + "--search-images 256 --episodes 60 --num-env-runners 2 --algorithm random"
-KILL = "ray::"
+PPO = PROBLEM + "--search-images 128 --episodes 160 --num-env-runners 2"
+RANDOM = PROBLEM + "--search-images 256 --episodes 120 --num-env-runners 2 --algorithm random"
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +56,24 @@ def whole(folder: Path, arguments: str) -> None:
     assert list(folder.rglob("*.tmp")) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "victim"),
-    [
-        (PPO, "ray::SingleAgentEnvRunner"),
-        (PPO, "ray::_Sink"),
-        (PPO, "ray::TapPPO"),
-        (RANDOM, "ray::Runner"),
-        (RANDOM, "ray::BaselineSearch"),
-    ],
-)
-def test_a_process_that_is_killed(undisturbed, arguments, victim):
-    running = Command(*arguments.split())
-    running.wait_for_rows(2)
-    running.kill(victim)
-    assert finished(running, arguments).equals(undisturbed[arguments])
+def test_processes_of_ppo_that_are_killed(undisturbed):
+    """An env runner in the middle of an episode, the sink, and the search itself."""
+    running = Command(*PPO.split())
+    for victim in ("ray::SingleAgentEnvRunner", "ray::_Sink", "ray::TapPPO"):
+        running.wait_for_rows(running.parts() + 1)
+        running.kill(victim)
+    assert finished(running, PPO).equals(undisturbed[PPO])
+    assert "its process died; it goes on from what is stored" in (running.told.output)
 
 
-def test_a_process_that_is_killed_in_validation(undisturbed):
+def test_processes_of_a_baseline_that_are_killed(undisturbed):
+    """A scoring process, the search itself, and a scoring process of the validation."""
     running = Command(*RANDOM.split())
+    for victim in ("ray::Runner", "ray::BaselineSearch"):
+        running.wait_for_rows(running.parts() + 1)
+        running.kill(victim)
     running.wait_until(lambda: "validation images" in running.output)
-    running.wait_until(lambda: any(line.startswith("ray::Runner") for line in running._session().values()))
+    running.wait_until(lambda: running.titled("ray::Runner"))
     running.kill("ray::Runner")
     assert finished(running, RANDOM).equals(undisturbed[RANDOM])
 
@@ -90,11 +86,11 @@ def test_a_driver_that_is_killed_goes_on_in_another_process(undisturbed, argumen
     running.process.kill()
     running.finish()
     before = set((running.folder / store.EPISODES).iterdir())
-    assert 0 < len(pd.read_parquet(running.folder / store.EPISODES)) < 80
+    assert 0 < len(pd.read_parquet(running.folder / store.EPISODES)) < 120
     resumed = Command("--resume", "r", "--num-env-runners", "1", results=running.folder.parent)
     assert finished(resumed, arguments).equals(undisturbed[arguments])
     assert before < set((running.folder / store.EPISODES).iterdir())
-    told = Run(0, "", "", running.folder, (), ()).json("run.json")
+    told = running.told.json("run.json")
     assert len(told["resumed"]) == 1 and told["arguments"]["num_env_runners"] == 2
 
 
@@ -116,7 +112,7 @@ def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(undisturbed, 
 
 def test_two_drivers_on_one_run():
     """The second is refused, whether it begins the run anew or goes on with it; the first ends as if alone."""
-    first = Command(*(RANDOM + " --episodes 400").split())
+    first = Command(*(RANDOM + " --episodes 20000").split())
     first.wait_for_rows()
     again = Command(*RANDOM.split(), results=first.folder.parent).finish()
     resumed = Command("--resume", "r", results=first.folder.parent).finish()
@@ -136,7 +132,7 @@ def test_storage_that_fails_for_a_while(undisturbed):
     running.wait_until(lambda: "results cannot be written" in running.output)
     away.rename(running.folder)
     assert finished(running, PPO).equals(undisturbed[PPO])
-    assert "results are written again" in (away.parent / "r" / "..").resolve().joinpath("r").name or True
+    assert "results are written again" in running.told.output
 
 
 @pytest.fixture
@@ -184,22 +180,15 @@ def worker(made: Cluster):
 
 
 def test_a_node_that_dies_and_comes_back(undisturbed, cluster):
+    """Env runners are spread over the nodes, so that one is lost; the other does its work."""
     running = Command(*PPO.split(), "--address", cluster.address)
     running.wait_for_rows(2)
+    actors = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE")], detail=True)
+    assert len({actor.node_id for actor in actors if actor.class_name == "SingleAgentEnvRunner"}) == 2
     cluster.remove_node(worker(cluster), allow_graceful=False)
-    running.wait_until(lambda: len(list(running.folder.glob("episodes/part-*.parquet"))) > 6)
+    running.wait_for_rows(running.parts() + 4)
     cluster.add_node(num_cpus=1, object_store_memory=2**27)
     assert finished(running, PPO).equals(undisturbed[PPO])
-
-
-def test_a_node_that_never_comes_back(undisturbed, cluster):
-    running = Command(*PPO.split(), "--address", cluster.address)
-    running.wait_for_rows(2)
-    cluster.remove_node(worker(cluster), allow_graceful=False)
-    running.wait_until(lambda: "scoring the best" in running.output)
-    running.process.kill()  # validation wants both cores, and goes on when a node joins
-    running.finish()
-    assert len(pd.read_parquet(running.folder / store.EPISODES)) == 80
 
 
 def test_the_head_dies(undisturbed, cluster):
@@ -210,17 +199,3 @@ def test_the_head_dies(undisturbed, cluster):
     running.finish()
     resumed = Command("--resume", "r", "--num-env-runners", "2", results=running.folder.parent)
     assert finished(resumed, PPO).equals(undisturbed[PPO])
-
-
-def test_env_runners_are_spread_over_nodes(cluster):
-    running = Command(*PPO.split(), "--address", cluster.address)
-    running.wait_for_rows()
-    ray.init(address=cluster.address, log_to_driver=False)
-    try:
-        actors = ray.util.state.list_actors(address=cluster.address, filters=[("state", "=", "ALIVE")])
-        nodes = [actor.node_id for actor in actors if actor.class_name == "SingleAgentEnvRunner"]
-    finally:
-        ray.shutdown()
-    running.process.kill()
-    running.finish()
-    assert len(nodes) == len(set(nodes)) == 2

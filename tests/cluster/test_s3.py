@@ -12,7 +12,7 @@ from search.storage import Folder
 from tests.cluster.test_faults import PPO, TOP
 from tests.command import Command
 
-REGION = "us-east-1"
+REGION, EPISODES = "us-east-1", 160  # PPO's
 QUIET = {
     "AWS_ACCESS_KEY_ID": "nobody",
     "AWS_SECRET_ACCESS_KEY": "nothing",
@@ -77,7 +77,7 @@ def finish(running: Command, place: str) -> pd.DataFrame:
     assert ended.status == 0, ended.output + ended.errors
     folder = Folder(place) / "r"
     rows = store.read(folder)
-    assert len(rows) == 80 and rows["episode_id"].is_unique
+    assert len(rows) == EPISODES and rows["episode_id"].is_unique
     assert folder.exists("best.json")
     return rows.drop(columns="time").sort_values("episode", ignore_index=True)
 
@@ -99,7 +99,7 @@ def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3):
     assert finish(resumed, rough).equals(undisturbed)
     # What people read it with: pandas, and the report.
     here = str(Folder(rough) / "r"), rough.partition("?")[2]
-    assert len(pd.read_parquet(f"{here[0]}/{store.EPISODES}?{here[1]}")) == 80
+    assert len(pd.read_parquet(f"{here[0]}/{store.EPISODES}?{here[1]}")) == EPISODES
     assert len(pd.read_parquet(f"{here[0]}/{store.TOP}?{here[1]}")) == TOP
     assert report.row(Folder(rough) / "r").startswith("| squeezenet_compact |")
 
