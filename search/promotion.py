@@ -11,7 +11,7 @@ import ray
 from search import sink, store
 from search.job import Job
 from search.runners import Runners
-from search.trials import LiveLine
+from search.trials import LiveLine, patiently
 
 
 def run(job: Job, handle: ray.actor.ActorHandle) -> None:
@@ -23,7 +23,7 @@ def run(job: Job, handle: ray.actor.ActorHandle) -> None:
     recorders = {seed: sink.Recorder(job.name, settings.algorithm, seed) for seed in settings.seeds}
     for below, problem in pairwise(job.rungs):
         images, began = len(problem.labels), time.monotonic()
-        rows, candidates = ray.get(handle.promoted.remote(len(below.labels), images))
+        rows, candidates = patiently(handle, handle.promoted.remote(len(below.labels), images))
         names = {f"{row['episode_id'].partition('@')[0]}@{images}": row for row in rows}
         written = ray.get(handle.written.remote(list(names)))  # before this run was cut off
         todo = {name: row for name, row in names.items() if name not in written}

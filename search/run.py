@@ -41,7 +41,6 @@ def announce(job: Job) -> None:
 
 def search(job: Job) -> None:
     """Runs the searches on Ray, then selects and writes the results."""
-    import ray
 
     from search import promotion, sink, trials, validation
     from search.session import check_shared, cores, session
@@ -60,7 +59,7 @@ def search(job: Job) -> None:
             finally:
                 count = _count(handle, job)
                 print(f"{count} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
-            validation.finish(job, ray.get(handle.top.remote()))
+            validation.finish(job, trials.patiently(handle, handle.top.remote()))
 
 
 def _on_cluster(job: Job, cores: int) -> Job:

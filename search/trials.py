@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import tune
@@ -64,6 +65,17 @@ class LiveLine(threading.Thread):
             print(f"\r\033[K{text}" if terminal else text, end="" if terminal else "\n", flush=True)
         if terminal:
             print("\r\033[K", end="", flush=True)
+
+
+def patiently(handle: ray.actor.ActorHandle, answer: ray.ObjectRef) -> Any:
+    """What the sink answers; says why, while it cannot because storage fails."""
+    told = False
+    while not ray.wait([answer], timeout=REFRESH_SECONDS[False])[0]:
+        progress = ray.get(handle.progress.remote())
+        if progress.trouble and not told:
+            print(_told(progress), flush=True)
+            told = True
+    return ray.get(answer)
 
 
 def _told(progress: sink.Progress) -> str:

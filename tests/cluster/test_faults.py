@@ -137,11 +137,11 @@ def test_storage_that_fails_for_a_while(undisturbed):
 
 @pytest.fixture
 def small_disk():
-    """A disk of 2 MB."""
+    """A disk of 8 MB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
     folder = Path(tempfile.mkdtemp(prefix="t"))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tapsearch", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tapsearch", folder], check=True)
     yield folder
     subprocess.run(["umount", folder], check=True)
     folder.rmdir()
@@ -167,6 +167,7 @@ def cluster(monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_health_check_initial_delay_ms", "0")
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 2**27})
     made.add_node(num_cpus=1, object_store_memory=2**27)
     made.wait_for_nodes()
