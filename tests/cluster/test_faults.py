@@ -20,7 +20,7 @@ from tests.command import Command, Run
 
 TOP = 5
 PROBLEM = f"--layers squeezenet_compact --top {TOP} "
-PPO = PROBLEM + "--search-images 128 --episodes 160 --num-env-runners 2"
+PPO = PROBLEM + "--search-images 128 --episodes 320 --num-env-runners 2"
 RANDOM = PROBLEM + "--search-images 256 --episodes 120 --num-env-runners 2 --algorithm random"
 
 
@@ -132,7 +132,6 @@ def test_storage_that_fails_for_a_while(undisturbed):
     running.wait_until(lambda: "results cannot be written" in running.output)
     away.rename(running.folder)
     assert finished(running, PPO).equals(undisturbed[PPO])
-    assert "results are written again" in running.told.output
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from search.storage import Folder
 from tests.cluster.test_faults import PPO, TOP
 from tests.command import Command
 
-REGION, EPISODES = "us-east-1", 160  # PPO's
+REGION, EPISODES = "us-east-1", 320  # PPO's
 QUIET = {
     "AWS_ACCESS_KEY_ID": "nobody",
     "AWS_SECRET_ACCESS_KEY": "nothing",
