@@ -20,14 +20,9 @@ from tests.command import Command, Run
 
 TOP = 5
 PROBLEM = f"--layers squeezenet_compact --top {TOP} "
-PPO = PROBLEM + "--search-images 128 --episodes 320 --num-env-runners 2"
+PPO = PROBLEM + "--search-images 64 --episodes 320 --num-env-runners 2"
 RANDOM = PROBLEM + "--search-images 256 --episodes 120 --num-env-runners 2 --algorithm random"
-
-
-@pytest.fixture(scope="module")
-def undisturbed() -> dict[str, pd.DataFrame]:
-    """The rows of searches that nothing happened to."""
-    return {arguments: finished(Command(*arguments.split()), arguments) for arguments in (PPO, RANDOM)}
+QUICK = PROBLEM + "--search-images 16 --episodes 8 --num-env-runners 0 --algorithm random"
 
 
 def finished(running: Command, arguments: str, *, status: int = 0) -> pd.DataFrame:
@@ -94,7 +89,7 @@ def test_a_driver_that_is_killed_goes_on_in_another_process(undisturbed, argumen
     assert len(told["resumed"]) == 1 and told["arguments"]["num_env_runners"] == 2
 
 
-def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(undisturbed, tmp_path, monkeypatch, capsys):
+def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(tmp_path, monkeypatch, capsys):
     from search import validation
 
     def interrupt(*arguments):
@@ -102,9 +97,9 @@ def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(undisturbed, 
 
     with monkeypatch.context() as patch:
         patch.setattr(validation, "finish", interrupt)
-        assert search_run.main([*RANDOM.split(), "--results", str(tmp_path), "--run-name", "r"]) == 130
-    assert search_run.main(["--resume", "r", "--results", str(tmp_path)]) == 0
-    whole(tmp_path / "r", RANDOM)
+        assert search_run.main([*QUICK.split(), "--results", str(tmp_path), "--run-name", "r"]) == 130
+    assert search_run.main(["--resume", "r", "--results", str(tmp_path), "--num-env-runners", "0"]) == 0
+    whole(tmp_path / "r", QUICK)
     capsys.readouterr()
     assert search_run.main(["--resume", "r", "--results", str(tmp_path)]) == 0
     assert "r is finished" in capsys.readouterr().out

@@ -82,9 +82,8 @@ def finish(running: Command, place: str) -> pd.DataFrame:
     return rows.drop(columns="time").sort_values("episode", ignore_index=True)
 
 
-def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3):
-    calm, rough = s3.place("calm"), s3.place("rough")
-    undisturbed = finish(Command(*PPO.split(), "--results", calm), calm)
+def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3, undisturbed):
+    rough = s3.place("rough")
     running = Command(*PPO.split(), "--results", rough)
     running.wait_until(lambda: len((Folder(rough) / "r" / store.EPISODES).names()) >= 2)
     running.process.kill()
@@ -96,7 +95,7 @@ def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3):
         resumed.wait_until(lambda: "results cannot be written or read" in resumed.output)
     finally:
         s3.start()
-    assert finish(resumed, rough).equals(undisturbed)
+    assert finish(resumed, rough).equals(undisturbed[PPO])
     # What people read it with: pandas, and the report.
     here = str(Folder(rough) / "r"), rough.partition("?")[2]
     assert len(pd.read_parquet(f"{here[0]}/{store.EPISODES}?{here[1]}")) == EPISODES
