@@ -39,11 +39,15 @@ def faults(path: Path, crd: Path | None = None) -> list[str]:
     """
     config = _read(path)
     found = [f"{place} says {value}: fill it in" for place, value in _walk(config) if UNFILLED in str(value)]
-    if str(config.get("apiVersion", "")).startswith("ray.io/"):
-        return found + list(_kuberay(config, crd))
-    if crd:
+    kuberay = str(config.get("apiVersion", "")).startswith("ray.io/")
+    if crd and not kuberay:
         raise InputError(f"--crd is for RayJobs, and {path} is none: leave it out")
-    return found + list(_ray_up(config, path.resolve().parent))
+    try:
+        for fault in _kuberay(config, crd) if kuberay else _ray_up(config, path.resolve().parent):
+            found.append(fault)
+    except (AttributeError, TypeError) as error:  # a list or a text where a mapping should be, which was told above
+        found.append(f"the rest was not looked at: something is not of the kind that it must be ({error})")
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

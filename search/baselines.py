@@ -45,7 +45,6 @@ class BaselineSearch(tune.Trainable):
     def setup(self, config: dict) -> None:
         problem = sink.fetch_problem(config["run"])
         self._proposals = BASELINES[config["algorithm"]](problem.calibration, config["seed"])
-        self._trial = sink.trial_name(config["algorithm"], config["seed"])
         self._recorder = sink.Recorder(config["run"], config["algorithm"], config["seed"])
         count = config["num_env_runners"]
         self._runners = Runners(problem, count, config["gpus"]) if count else None
@@ -55,7 +54,7 @@ class BaselineSearch(tune.Trainable):
         self._written = ray.get(sink.find(config["run"]).written.remote(names))  # before this search was cut off
 
     def _episode_id(self, episode: int) -> str:
-        return f"{self._trial}-{episode}"
+        return sink.episode_id(self.config["algorithm"], self.config["seed"], episode)
 
     def step(self) -> dict:
         budget = self.config["budget"]
@@ -69,7 +68,8 @@ class BaselineSearch(tune.Trainable):
         for (episode, _), outcome in zip(todo, outcomes, strict=True):
             self._recorder.add(self._episode_id(episode), episode, outcome)
         self._recorder.wait()
-        return sink.tune_metrics(self.config["run"], self._trial, budget)
+        trial = sink.trial_name(self.config["algorithm"], self.config["seed"])
+        return sink.tune_metrics(self.config["run"], trial, budget)
 
     def _evaluate(self, configurations: list[Configuration]) -> Iterator[dict]:
         return self._runners.evaluate(configurations) if self._runners else map(self._local.evaluate, configurations)

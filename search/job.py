@@ -21,7 +21,7 @@ from search import config, lease, store
 from search.config import Settings
 from search.storage import Folder
 
-RUN = "run.json"
+RUN, BEST = "run.json", "best.json"
 PACKAGES = ("tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow")
 
 
@@ -38,6 +38,7 @@ class Job:
     name: str
     folder: Folder
     earlier: dict[str, Any] | None = None  # run.json of a run that goes on
+    finished: bool = False  # whether there is nothing left to do
 
 
 def prepare(settings: Settings) -> Job:
@@ -56,7 +57,7 @@ def prepare(settings: Settings) -> Job:
     dataset = dataset.sized(chosen.network.input_shape[1])
     settings = _fill_in(settings, dataset)
     problems = _mismatches(settings, dataset, chosen)
-    if not earlier and folder.exists():
+    if not earlier and _is_there(folder):
         problems.append(f"{folder} exists: choose another --run-name, go on with it by --resume, or remove it")
     if folder.local:
         above = next(parent for parent in Path(folder.path).parents if parent.exists())
@@ -84,7 +85,8 @@ def prepare(settings: Settings) -> Job:
     for split in ("validation", "test"):  # read now, so that a broken image ends the run before it begins
         pixels, labels = dataset.load(split)
         held_out[split] = replace(rungs[0], images=pixels, labels=labels)
-    job = Job(settings, dataset, chosen, rungs[0], rungs, held_out, name, folder, earlier)
+    finished = earlier is not None and folder.exists(BEST)
+    job = Job(settings, dataset, chosen, rungs[0], rungs, held_out, name, folder, earlier, finished)
     if earlier and (changed := _changed(describe(job), earlier)):
         raise InputError(
             f"{folder} was begun with another {' and another '.join(changed)} than is here now: its rows would not "
@@ -100,12 +102,20 @@ def _read_earlier(folder: Folder) -> dict[str, Any]:
         if earlier["schema_version"] != store.SCHEMA_VERSION:
             raise ValueError(f"schema {earlier['schema_version']}, and this tapsearch writes {store.SCHEMA_VERSION}")
         config.resumed(Settings(), earlier["arguments"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        damaged = store.damaged(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"--resume: {folder} holds no run to go on with ({error}): name one of --results") from error
-    if damaged := store.damaged(folder):
+    if damaged:
         raise InputError([f"--resume: {folder}/{name} is damaged: remove it, and what it held is searched again"
                           for name in damaged])  # fmt: skip
     return earlier
+
+
+def _is_there(folder: Folder) -> bool:
+    try:
+        return folder.exists()
+    except OSError as error:
+        raise InputError(f"--results: {folder} cannot be read ({error}): choose another folder") from error
 
 
 def _changed(now: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
@@ -164,7 +174,7 @@ def claim(job: Job) -> lease.Owner:
     try:
         if not job.earlier:
             job.folder.create()
-        owner = lease.take(job.folder)
+        owner = lease.take(job.folder, fresh=not job.earlier)
         if job.earlier:
             again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": _commit()}
             job.folder.write_json(RUN, job.earlier | {"resumed": [*job.earlier.get("resumed", []), again]})
@@ -179,7 +189,7 @@ def differences(job: Job) -> list[str]:
     """Versions that are not those which a resumed run was begun with, as 'torch 2.15.0, was 2.14.1'."""
     if not job.earlier:
         return []
-    now, then = ({"commit": told["commit"]} | told["versions"] for told in (describe(job), job.earlier))
+    now, then = ({"commit": told.get("commit")} | told.get("versions", {}) for told in (describe(job), job.earlier))
     return [f"{name} {version}, was {then.get(name)}" for name, version in now.items() if version != then.get(name)]
 
 

@@ -43,8 +43,25 @@ def beat(folder: Folder, owner: Owner) -> None:
     folder.write_json(FILE, asdict(owner) | {"time": time.time()})
 
 
-def take(folder: Folder) -> Owner:
+def renew(folder: Folder, owner: Owner) -> bool:
+    """Says that `owner` still writes the run, unless another one does; returns whether one does."""
+    if lost(folder, owner):
+        return True
+    beat(folder, owner)
+    return False
+
+
+def lost(folder: Folder, owner: Owner) -> bool:
+    """Whether another driver has taken the run over."""
+    found = _read(folder)
+    return found is not None and found["token"] != owner.token
+
+
+def take(folder: Folder, *, fresh: bool = False) -> Owner:
     """Makes this process the run's driver; waits until one that may be dead has been silent for long enough.
+
+    Args:
+        fresh: whether this process has just made the folder.
 
     Raises:
         InputError: another driver is at work.
@@ -64,9 +81,9 @@ def take(folder: Folder) -> Owner:
         seen = found
         time.sleep(POLL_SECONDS)
     beat(folder, owner)
-    if found:  # somebody else may just have done the same
+    if not (fresh and folder.local):  # somebody else may just have done the same
         time.sleep(SETTLE_SECONDS)
-        if _read(folder)["token"] != owner.token:
+        if lost(folder, owner):
             raise InputError(f"another process has just gone on with {folder}: leave it to that one")
     return owner
 
@@ -92,4 +109,6 @@ def _dead(found: dict, machine: str) -> bool:
         os.kill(found["process"], 0)
     except ProcessLookupError:
         return True
+    except PermissionError:  # it lives, and is another person's
+        return False
     return False

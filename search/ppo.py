@@ -45,7 +45,7 @@ GRAD_CLIP = 0.5
 ENTROPY = 0.001
 HIDDEN = 128
 EVEN_SHARE = 0.75  # of its even share of an iteration is what an env runner gets at once
-LOSSES_TOLERATED = 10  # of env runners in a row, before a search is given up
+LOSSES_TOLERATED = 5  # of each env runner in a row, before a search is given up
 POLL_SECONDS = 0.02
 PROBE_SECONDS = 2.0  # between two looks whether a lost env runner is back
 
@@ -74,8 +74,8 @@ class RecordEpisodes(RLlibCallback):
         self._numbers[env_index] = number
 
     def on_episode_end(self, *, episode, env_runner, env_index, **kwargs) -> None:
-        number, trial = self._numbers[env_index], sink.trial_name("ppo", env_runner.config.seed)
-        self._recorder.add(f"{trial}-{number}", number, episode.get_infos(-1))
+        number = self._numbers[env_index]
+        self._recorder.add(sink.episode_id("ppo", env_runner.config.seed, number), number, episode.get_infos(-1))
 
     def on_sample_end(self, **kwargs) -> None:
         self._recorder.wait()
@@ -98,9 +98,14 @@ class TapPPO(PPO):
         self._run, self._budget = self.config.env_config["run"], self.config.env_config["budget"]
         self._trial = sink.trial_name("ppo", self.config.seed)
         self._finished = 0
-        stored = ray.get(sink.find(self._run).saved.remote(self._state_file))
+        handle = sink.find(self._run)
+        stored = ray.get(handle.saved.remote(self._state_file))
         if stored is not None:
-            self._restore(safetensors.torch.load(stored))
+            state = safetensors.torch.load(stored)
+            names = [sink.episode_id("ppo", self.config.seed, number) for number in range(int(state["episodes"]))]
+            # A search that has lost rows begins anew: it draws the same, and the sink knows what it has.
+            if len(ray.get(handle.written.remote(names))) == len(names):
+                self._restore(state)
 
     @property
     def _state_file(self) -> str:
@@ -161,13 +166,7 @@ class TapPPO(PPO):
         chunks = deque(shares(self._finished, wanted, self.config.num_env_runners, self.config.num_envs_per_env_runner))
         busy: dict[int, tuple[int, int]] = {}  # env runners, and the chunks that they are at
         while chunks or busy:
-            healthy = group.healthy_env_runner_ids()
-            for runner in set(busy).difference(healthy):
-                chunks.appendleft(busy.pop(runner))
-                losses += 1
-            if losses > LOSSES_TOLERATED:
-                raise RuntimeError(f"env runners were lost {losses} times, and none finished: see Ray's logs")
-            for runner in sorted(set(healthy).difference(busy)):
+            for runner in sorted(set(group.healthy_env_runner_ids()).difference(busy)):
                 if chunks:
                     busy[runner] = chunks.popleft()
                     task = partial(sample_range, first=busy[runner][0], count=busy[runner][1])
@@ -176,6 +175,12 @@ class TapPPO(PPO):
                 parts.append(part)
                 del busy[runner]
                 losses = 0
+            healthy = group.healthy_env_runner_ids()
+            for runner in set(busy).difference(healthy):
+                chunks.appendleft(busy.pop(runner))
+                losses += 1
+            if losses > LOSSES_TOLERATED * self.config.num_env_runners:
+                raise RuntimeError(f"env runners were lost {losses} times, and none finished: see Ray's logs")
             if len(healthy) < self.config.num_env_runners and time.monotonic() - probed > PROBE_SECONDS:
                 self.restore_env_runners(group)
                 probed = time.monotonic()

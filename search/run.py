@@ -52,6 +52,7 @@ def search(job: Job) -> None:
             check_shared(job.folder, lease.FILE)
             info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
                                 problem.calibration.tmax, len(problem.labels))  # fmt: skip
+            lease.beat(job.folder, owner)  # what came before may have taken long
             handle = sink.start(job.folder, info, problem, settings.top, owner)
             try:
                 trials.run(job, scratch, handle)
@@ -106,7 +107,7 @@ def _run(argv: list[str] | None) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     job = prepare(config.parse(argv))
-    if job.earlier and job.folder.exists("best.json"):
+    if job.finished:
         print(f"{job.folder} is finished: its results are in best.json")
         return
     announce(job)

@@ -82,7 +82,7 @@ class Runners:
                 actor, position = calls.pop(call)
                 try:
                     result = ray.get(call)
-                except ray.exceptions.RayActorError:
+                except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
                     if position is None:
                         raise  # it cannot be started at all
                     waiting.appendleft(position)

@@ -69,12 +69,12 @@ def check_shared(folder: Folder, file: str) -> None:
     if not folder.local or len(nodes) == 1:
         return
     looks = {
-        node["NodeManagerHostname"]: _sees.options(
+        node["NodeID"]: _sees.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote(folder.path, file)
         for node in nodes
     }
-    blind = [host for host, look in looks.items() if not ray.get(look)]
+    blind = [node["NodeManagerHostname"] for node in nodes if not ray.get(looks[node["NodeID"]])]
     if blind:
         raise InputError(
             f"--results {folder} is on this machine alone: {', '.join(blind)} of {len(nodes)} nodes cannot see it, and "

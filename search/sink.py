@@ -50,6 +50,7 @@ class Progress:
     rate: float  # configurations a second, since the first one; 0 until there are two
     waiting: int  # configurations that are not written yet
     trouble: str | None  # why the last attempt to write or to read failed
+    lost: bool  # whether another driver has taken the run over, so that this one never writes again
 
 
 class _Sink:
@@ -73,12 +74,14 @@ class _Sink:
         self._trials: Counter[str] = Counter()
         self._top: list[dict[str, Any]] = []
         self._waiting: dict[str, tuple[dict[str, Any], asyncio.Future]] = {}  # rows by their ids; done when on disk
+        self._batch: tuple[str, list[dict[str, Any]]] | None = None  # a part's name and rows, until it is on disk
         self._files: dict[str, bytes] = {}  # the newest contents of other files, to be written
         self._images = info.search_images  # of the highest rung so far; the next three are about it
         self._finished = 0
         self._arrivals: list[float] = []  # times of the first configuration and of the last
         self._arrived = 0
         self._trouble: str | None = None
+        self._lost = False
         self._writing = asyncio.Lock()
         loop = asyncio.get_event_loop()
         self._ready = loop.create_task(self._rebuild())
@@ -131,8 +134,15 @@ class _Sink:
         return self._trouble is None
 
     async def _write(self) -> None:
-        while rows := [row for row, _ in self._waiting.values()]:
-            await asyncio.to_thread(store.write_part, self._folder, rows, self._info.layers)
+        if self._owner and (self._lost or await asyncio.to_thread(lease.lost, self._folder, self._owner)):
+            self._lost = True
+            raise RuntimeError("another driver has taken the run over")
+        while self._batch or self._waiting:
+            if not self._batch:
+                self._batch = store.part_name(), [row for row, _ in self._waiting.values()]
+            name, rows = self._batch  # the same ones if the last attempt failed, perhaps after it had stored them
+            await asyncio.to_thread(store.write_part, self._folder, rows, self._info.layers, name)
+            self._batch = None
             self._index(rows)
             for row in rows:
                 self._waiting.pop(row["episode_id"])[1].set_result(None)
@@ -152,7 +162,7 @@ class _Sink:
         trials = dict(self._trials)
         return Progress(
             sum(trials.values()), trials, self._images, self._finished, best_return, rate, len(self._waiting),
-            self._trouble,
+            self._trouble, self._lost,
         )  # fmt: skip
 
     async def top(self) -> list[dict[str, Any]]:
@@ -173,15 +183,15 @@ class _Sink:
 
     async def _flush_regularly(self) -> None:
         while True:
+            if self._owner and not self._lost:
+                with suppress(OSError):  # the next beat may succeed
+                    self._lost = await asyncio.to_thread(lease.renew, self._folder, self._owner)
             await asyncio.sleep(FLUSH_SECONDS)
             await self.flush()
-            if self._owner:
-                with suppress(OSError):  # the next beat may succeed
-                    await asyncio.to_thread(lease.beat, self._folder, self._owner)
 
     async def _rebuild(self) -> None:
         """Takes up what an earlier process of this run has written."""
-        rows = await self._read()
+        rows = list({row["episode_id"]: row for row in await self._read()}.values())
         for row in rows:
             self._count_in(row)
         self._index(rows)
@@ -228,7 +238,8 @@ class _Sink:
 
 
 ON_HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives to the head alone
-Sink = ray.remote(num_cpus=0, resources=ON_HEAD, max_restarts=-1, max_task_retries=-1)(_Sink)
+# Every row that waits for the disk is a call under way.
+Sink = ray.remote(num_cpus=0, resources=ON_HEAD, max_restarts=-1, max_task_retries=-1, max_concurrency=100_000)(_Sink)
 
 
 def actor_name(run: str) -> str:
@@ -263,6 +274,11 @@ def find(run: str) -> ray.actor.ActorHandle:
 def trial_name(algorithm: str, seed: int) -> str:
     """Name of the search by one algorithm from one seed."""
     return f"{algorithm}-seed{seed}"
+
+
+def episode_id(algorithm: str, seed: int, episode: int) -> str:
+    """Name of an episode of a search, unique in its run."""
+    return f"{trial_name(algorithm, seed)}-{episode}"
 
 
 def tune_metrics(run: str, trial: str, budget: int) -> dict[str, Any]:

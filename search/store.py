@@ -84,9 +84,16 @@ def codes_of(row: Mapping[str, Any], layers: Sequence[str]) -> tuple[tuple[int, 
     return tuple(tuple(int(row[f"{layer}_{name}"]) for name in CODES) for layer in layers)
 
 
-def write_part(folder: Folder, rows: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> None:
-    """Writes rows as one new part of `folder/episodes`; a reader sees all of it or nothing."""
-    (folder / EPISODES).write(f"part-{uuid.uuid4().hex}.parquet", parquet(rows, schema(layers)))
+def part_name() -> str:
+    """A name that no other part has."""
+    return f"part-{uuid.uuid4().hex}.parquet"
+
+
+def write_part(
+    folder: Folder, rows: Sequence[Mapping[str, Any]], layers: Sequence[str], name: str | None = None
+) -> None:
+    """Writes rows as one part of `folder/episodes`, a new one without a name; a reader sees all of it or nothing."""
+    (folder / EPISODES).write(name or part_name(), parquet(rows, schema(layers)))
 
 
 def parquet(rows: Sequence[Mapping[str, Any]], columns: pa.Schema) -> bytes:
@@ -121,13 +128,18 @@ def read(folder: str | os.PathLike | Folder) -> pd.DataFrame:
 
 
 def damaged(folder: Folder) -> list[str]:
-    """Names of the parts, and of the searches' states, that do not hold what they should."""
+    """Names of the parts, and of the searches' states, that do not hold what they should.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
     checks = {f"{EPISODES}/{name}": _read_part for name in _part_names(folder)}
     checks |= {name: safetensors.torch.load for name in folder.names() if name.endswith(STATE_SUFFIX)}
     found = []
     for name, check in checks.items():
+        data = folder.read(name)
         try:
-            check(folder.read(name))
+            check(data)
         except (ValueError, OSError, safetensors.SafetensorError):
             found.append(name)
     return found

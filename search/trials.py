@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import sys
 import threading
@@ -52,6 +53,10 @@ class LiveLine(threading.Thread):
             if progress.trouble != trouble:
                 trouble = progress.trouble
                 print(f"\r\033[K{_told(progress)}" if terminal else _told(progress), flush=True)
+            if progress.lost:
+                print("another driver has taken this run over: this one ends", flush=True)
+                _thread.interrupt_main()
+                return
             if progress.images != self._images or progress.best_return is None:
                 continue  # nothing to tell yet
             if progress.finished == shown and not terminal:

@@ -13,10 +13,8 @@ from approx_env import cost
 from approx_env.evaluator import Configuration, Evaluator
 from approx_env.tap import CODES
 from search import selection, store
-from search.job import Job
+from search.job import BEST, Job
 from search.runners import Runners
-
-BEST = "best.json"
 
 
 def finish(job: Job, top: list[dict[str, Any]]) -> None:

@@ -22,7 +22,7 @@ TOP = 5
 PROBLEM = f"--layers squeezenet_compact --top {TOP} "
 PPO = PROBLEM + "--search-images 64 --episodes 320 --num-env-runners 2"
 RANDOM = PROBLEM + "--search-images 256 --episodes 120 --num-env-runners 2 --algorithm random"
-QUICK = PROBLEM + "--search-images 16 --episodes 8 --num-env-runners 0 --algorithm random"
+QUICK = PROBLEM + "--search-images 16 --episodes 40 --num-env-runners 0"
 
 
 def finished(running: Command, arguments: str, *, status: int = 0) -> pd.DataFrame:
@@ -100,9 +100,18 @@ def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(tmp_path, mon
         assert search_run.main([*QUICK.split(), "--results", str(tmp_path), "--run-name", "r"]) == 130
     assert search_run.main(["--resume", "r", "--results", str(tmp_path), "--num-env-runners", "0"]) == 0
     whole(tmp_path / "r", QUICK)
+    before = pd.read_parquet(tmp_path / "r" / store.EPISODES).drop(columns="time")
     capsys.readouterr()
     assert search_run.main(["--resume", "r", "--results", str(tmp_path)]) == 0
     assert "r is finished" in capsys.readouterr().out
+    # Rows that were lost are searched again.
+    (tmp_path / "r" / "best.json").unlink()
+    next((tmp_path / "r" / store.EPISODES).iterdir()).unlink()
+    assert search_run.main(["--resume", "r", "--results", str(tmp_path), "--num-env-runners", "0"]) == 0
+    whole(tmp_path / "r", QUICK)
+    after = pd.read_parquet(tmp_path / "r" / store.EPISODES).drop(columns="time")
+    one, other = (rows.sort_values("episode", ignore_index=True) for rows in (before, after))
+    assert one.equals(other)
 
 
 def test_two_drivers_on_one_run():

@@ -94,6 +94,37 @@ def test_of_two_that_go_on_with_a_run_one_stays(folder, monkeypatch):
     assert folder.read_json(lease.FILE)["token"] == taken[0].token
 
 
+def test_of_two_that_begin_at_once_where_folders_are_not_made_one_stays(folder, monkeypatch):
+    """An object store has no folders, so that nothing but the lease can tell."""
+    settle = lease.time.sleep
+
+    def another_comes(seconds):
+        lease.beat(folder, elsewhere())
+        settle(seconds)
+
+    monkeypatch.setattr(lease.time, "sleep", another_comes)
+    with pytest.raises(InputError, match="has just gone on"):
+        lease.take(folder)
+
+
+def test_a_living_process_of_another_person_is_not_dead(folder, monkeypatch):
+    def refuse(process, signal):
+        raise PermissionError
+
+    lease.beat(folder, lease.me())
+    monkeypatch.setattr(lease.os, "kill", refuse)
+    begin = time.monotonic()
+    lease.take(folder)
+    assert time.monotonic() - begin > 0.5
+
+
+def test_renewing_does_not_take_back(folder):
+    first = lease.take(folder)
+    assert not lease.renew(folder, first)
+    lease.beat(folder, elsewhere())
+    assert lease.renew(folder, first) and lease.lost(folder, first)
+
+
 def test_what_another_has_taken_is_not_given_back(folder):
     first = lease.take(folder)
     lease.beat(folder, elsewhere())

@@ -247,6 +247,46 @@ def test_files_are_saved_with_the_next_flush_and_found_again(folder):
     assert drive(folder, after) == (b"new", None)
 
 
+def test_a_part_that_was_stored_though_its_writing_failed_is_there_once(folder, monkeypatch):
+    """As when the answer of an object store is lost."""
+    write, left = store.write_part, iter(range(1))
+
+    def fails_afterwards(*arguments):
+        write(*arguments)
+        if next(left, None) is not None:
+            raise OSError("connection reset")
+
+    monkeypatch.setattr(store, "write_part", fails_afterwards)
+
+    async def script(actor):
+        answer = asyncio.ensure_future(actor.add(message(0)))
+        await asyncio.sleep(0)
+        assert not await actor.flush()
+        await send(actor, message(1))
+        await asyncio.wait_for(answer, 5)
+
+    drive(folder, script)
+    assert [row["episode"] for row in rows_in(folder)] == [0, 1]
+
+
+def test_a_sink_whose_run_another_driver_has_taken_writes_no_more(folder, monkeypatch):
+    monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
+
+    async def script():
+        actor = sink._Sink(str(folder), INFO, b"", 3, lease.me())
+        await send(actor, message(0))
+        lease.beat(Folder(folder), lease.me())
+        asyncio.ensure_future(actor.add(message(1)))  # noqa: RUF006
+        await asyncio.sleep(0.1)
+        assert not await actor.flush()
+        return await actor.progress()
+
+    progress = asyncio.run(script())
+    assert progress.lost and (progress.configurations, progress.waiting) == (1, 1)
+    assert "another driver" in progress.trouble
+    assert [row["episode"] for row in rows_in(folder)] == [0]
+
+
 def test_the_lease_is_kept_alive(folder, monkeypatch):
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
     owner = lease.me()
@@ -352,7 +392,7 @@ def test_promoted_are_the_best_of_their_rung_whatever_was_scored_on_others(folde
 
 def test_progress_of_a_fresh_run(folder):
     progress = drive(folder, lambda actor: actor.progress())
-    assert progress == Progress(0, {}, 32, 0, None, 0.0, 0, None)
+    assert progress == Progress(0, {}, 32, 0, None, 0.0, 0, None, False)
 
 
 def test_the_problem_is_handed_out_as_it_came(folder):
