@@ -120,18 +120,14 @@ def test_a_node(head, home, token, tmp_path):
         process.wait(60)
 
 
-@pytest.mark.parametrize("token", [None, "right"])
-def test_a_search(head, home, token):
+def test_a_search_without_the_token(head, home):
+    """With it one runs in test_hosts."""
     arguments = "--layers squeezenet_compact --algorithm quintile --search-images 16 --top 1 --num-env-runners 1"
-    running = Command(*arguments.split(), "--address", HEAD, environment=environment(home, token) | {"TMPDIR": "/tmp"})
-    ended = running.finish()
-    if token == "right":
-        assert ended.status == 0, ended.errors
-        assert len(ended.rows) == 1
-    else:
-        assert ended.status == 2, ended.errors
-        assert f"--address {HEAD}" in ended.errors and "Traceback" not in ended.errors
-        assert not ended.folder.exists()
+    refused = environment(home, None) | {"TMPDIR": "/tmp"}
+    ended = Command(*arguments.split(), "--address", HEAD, environment=refused).finish()
+    assert ended.status == 2, ended.errors
+    assert f"--address {HEAD}" in ended.errors and "Traceback" not in ended.errors
+    assert not ended.folder.exists()
 
 
 # -- what comes from strangers
