@@ -27,7 +27,7 @@ from ray import tune
 from approx_env import env
 from approx_env.calibration import Calibration
 from benchmarks import record
-from search import ppo, sink
+from search import ppo, sink, store
 from search.storage import Folder
 
 SECONDS = 0.5  # of an evaluation
@@ -100,7 +100,7 @@ def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
 def _search(results: Folder, problem, runners: int, episodes: int) -> list[dict[str, Any]]:
     """Rows of a search's iterations with so many logical runners and episodes an iteration."""
     name, processes = f"{runners}-{episodes}", min(runners, PROCESSES)
-    (results / name).create()
+    (results / name / store.EPISODES).create()
     info = sink.RunInfo(name, "squeezenet", "none", problem.network.layers, problem.calibration.tmax, 1)
     handle = sink.start(results / name, info, problem, 30)
     config = ppo.configure(

@@ -64,6 +64,7 @@ def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
 def write_store(folder: Folder, layers: tuple[str, ...], count: int) -> int:
     """Writes `count` random rows as parts of 2,000; returns their size in bytes."""
     generator, columns, size = np.random.default_rng(0), store.schema(layers), 0
+    (folder / store.EPISODES).create()
     for first in range(0, count, PART_ROWS):
         part = store.arrow_parquet(_random_table(columns, first, min(PART_ROWS, count - first), generator))
         (folder / store.EPISODES).write(f"part-{first:07d}.parquet", part)
@@ -108,6 +109,7 @@ def _queries(folder: Path) -> dict[str, Callable[[], object]]:
 
 def _writers(folder: Folder, layers: tuple[str, ...]) -> list[tuple[str, int, Callable[[], object]]]:
     """Ways to write: what, how many rows, and how."""
+    (folder / store.EPISODES).create()
     tmax = (255,) * len(layers)
     generator = np.random.default_rng(0)
     columns = store.schema(layers)
@@ -123,6 +125,7 @@ def _writers(folder: Folder, layers: tuple[str, ...]) -> list[tuple[str, int, Ca
 async def _send_through_sink(info: sink.RunInfo, generator: np.random.Generator) -> None:
     """A new sink takes rows as env runners send them."""
     with tempfile.TemporaryDirectory(prefix="tb-") as folder:
+        (Folder(folder) / store.EPISODES).create()
         actor = sink._Sink(folder, info, b"", TOP)
         for _ in range(FLUSHES):
             answers = [asyncio.ensure_future(actor.add(_message(info, generator))) for _ in range(AN_ITERATION)]

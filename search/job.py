@@ -174,6 +174,8 @@ def claim(job: Job) -> lease.Owner:
     try:
         if not job.earlier:
             job.folder.create()
+        if not (episodes := job.folder / store.EPISODES).exists():
+            episodes.create()
         owner = lease.take(job.folder, fresh=not job.earlier)
         if job.earlier:
             again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": _commit()}

@@ -81,7 +81,7 @@ class Folder:
             return stream.read()
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes a file; it is on the disk, or stored, when this returns.
+        """Writes a file into the folder, which must be there; it is on the disk, or stored, when this returns.
 
         Raises:
             OSError: it cannot be written; what was there before still is.
@@ -121,7 +121,6 @@ class Folder:
         path = Path(self.path, name)
         temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.tmp")  # others may write the same file
         try:
-            path.parent.mkdir(exist_ok=True)  # no more: what is above may be a disk that is not there now
             with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()

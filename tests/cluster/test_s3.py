@@ -89,7 +89,9 @@ def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3, u
     running.process.kill()
     running.finish()
     resumed = Command("--resume", "r", "--results", rough)
-    resumed.wait_until(lambda: "going on with s3://bucket/rough/r" in resumed.output)
+    before = len((Folder(rough) / "r" / store.EPISODES).names())
+    resumed.wait_until(lambda: len((Folder(rough) / "r" / store.EPISODES).names()) > before)
+    assert "going on with s3://bucket/rough/r" in resumed.output
     s3.stop()
     try:
         resumed.wait_until(lambda: "results cannot be written or read" in resumed.output)

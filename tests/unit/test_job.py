@@ -64,7 +64,7 @@ def test_a_run_that_was_begun_with_something_else_cannot_go_on(tmp_path):
 
 
 def _begin(made: job.Job, described: dict) -> None:
-    made.folder.create()
+    (made.folder / "episodes").create()
     made.folder.write_json("run.json", described)
 
 

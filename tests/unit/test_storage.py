@@ -15,6 +15,7 @@ def inside(folder: Path) -> list[str]:
 
 def test_a_file_replaces_the_one_before_and_leaves_nothing_else(tmp_path):
     folder = Folder(tmp_path) / "episodes"
+    folder.create()
     for data in (b"old", b"new"):
         folder.write("part", data)
     assert folder.read("part") == b"new"
@@ -39,7 +40,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, fault):
 def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
     """It may be a disk that is not there for a while."""
     with pytest.raises(FileNotFoundError):
-        (Folder(tmp_path) / "run" / "episodes").write("part", b"")
+        (Folder(tmp_path) / "run").write("part", b"")
     assert inside(tmp_path) == []
 
 
@@ -62,6 +63,7 @@ def test_create_makes_it_once(tmp_path):
 
 def test_remove_and_discard(tmp_path):
     folder = Folder(tmp_path) / "run"
+    folder.create()
     folder.write("file", b"")
     folder.remove("file")
     folder.remove("file")

@@ -47,6 +47,7 @@ def make_row(episode: int) -> dict:
 @pytest.fixture
 def folder(tmp_path):
     """A run of five rows in two parts."""
+    (Folder(tmp_path) / store.EPISODES).create()
     store.write_part(Folder(tmp_path), [make_row(k) for k in range(3)], LAYERS)
     store.write_part(Folder(tmp_path), [make_row(k) for k in range(3, 5)], LAYERS)
     return tmp_path
