@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,12 +17,13 @@ HEADER = (
 )
 
 
-def row(folder: Folder) -> str:
+def row(place: str | os.PathLike) -> str:
     """The table's line of one finished run.
 
     Raises:
         InputError: the folder holds no finished run.
     """
+    folder = Folder(place)
     try:
         best, about = folder.read_json("best.json"), folder.read_json("run.json")
         scored = store.read(folder)
@@ -45,17 +47,17 @@ def row(folder: Folder) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(folders: Sequence[Folder]) -> str:
+def table(folders: Sequence[str | os.PathLike]) -> str:
     """The whole table, runs in the order given."""
     return "\n".join([HEADER, *map(row, folders)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
-    return exit_status(lambda: _print([Folder(name) for name in (sys.argv[1:] if argv is None else argv)]))
+    return exit_status(lambda: _print(list(sys.argv[1:] if argv is None else argv)))
 
 
-def _print(folders: list[Folder]) -> None:
+def _print(folders: list[str]) -> None:
     if not folders:
         raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
     print(table(folders))

@@ -102,7 +102,7 @@ def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3, u
     here = str(Folder(rough) / "r"), rough.partition("?")[2]
     assert len(pd.read_parquet(f"{here[0]}/{store.EPISODES}?{here[1]}")) == EPISODES
     assert len(pd.read_parquet(f"{here[0]}/{store.TOP}?{here[1]}")) == TOP
-    assert report.row(Folder(rough) / "r").startswith("| squeezenet_compact |")
+    assert report.row((Folder(rough) / "r").place).startswith("| squeezenet_compact |")
 
 
 def test_a_second_run_of_a_name_is_refused(s3):
