@@ -16,6 +16,8 @@ from approx_env.network import pool_first
 from search import config, lease, store
 from search.job import Job, claim, differences, prepare
 
+CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
+
 
 def announce(job: Job) -> None:
     """Prints what the search is about to work on."""
@@ -41,6 +43,7 @@ def announce(job: Job) -> None:
 
 def search(job: Job) -> None:
     """Runs the searches on Ray, then selects and writes the results."""
+    import ray
 
     from search import promotion, sink, trials, validation
     from search.session import check_shared, cores, session
@@ -57,6 +60,10 @@ def search(job: Job) -> None:
             try:
                 trials.run(job, scratch, handle)
                 promotion.run(job, handle)
+            except BaseException:
+                with suppress(ray.exceptions.RayError):
+                    ray.get(handle.close.remote(), timeout=CLOSE_SECONDS)
+                raise
             finally:
                 count = _count(handle, job)
                 print(f"{count} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)

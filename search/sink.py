@@ -81,7 +81,7 @@ class _Sink:
         self._arrivals: list[float] = []  # times of the first configuration and of the last
         self._arrived = 0
         self._trouble: str | None = None
-        self._lost = False
+        self._lost = self._closed = False
         self._writing = asyncio.Lock()
         loop = asyncio.get_event_loop()
         self._ready = loop.create_task(self._rebuild())
@@ -126,12 +126,19 @@ class _Sink:
         """Writes what is waiting, now; returns whether that worked. What could not be written goes on waiting."""
         await asyncio.shield(self._ready)
         async with self._writing:
+            if self._closed:
+                return False
             try:
                 await self._write()
                 self._trouble = None
             except Exception as error:  # whatever it is: nothing may be lost, and the user is told
                 self._trouble = f"{type(error).__name__}: {error}"
         return self._trouble is None
+
+    async def close(self) -> None:
+        """Writes what is waiting, for the last time: what comes later is not written, so that a count stays true."""
+        await self.flush()
+        self._closed = True  # nothing is awaited in between
 
     async def _write(self) -> None:
         if self._owner and (self._lost or await asyncio.to_thread(lease.lost, self._folder, self._owner)):

@@ -287,6 +287,20 @@ def test_a_sink_whose_run_another_driver_has_taken_writes_no_more(folder, monkey
     assert [row["episode"] for row in rows_in(folder)] == [0]
 
 
+def test_a_closed_sink_has_written_what_came_before_and_writes_nothing_after(folder):
+    async def script(actor):
+        asyncio.ensure_future(actor.add(message(0)))  # noqa: RUF006
+        await asyncio.sleep(0)
+        await actor.close()
+        asyncio.ensure_future(actor.add(message(1)))  # noqa: RUF006
+        await asyncio.sleep(0)
+        return await actor.flush(), await actor.progress()
+
+    written, progress = drive(folder, script)
+    assert (written, progress.configurations, progress.waiting) == (False, 1, 1)
+    assert [row["episode"] for row in rows_in(folder)] == [0]
+
+
 def test_the_lease_is_kept_alive(folder, monkeypatch):
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
     owner = lease.me()
