@@ -3,31 +3,29 @@
 Question: how many rows a second does a PPO search bring to disk with 1 to 64 env runners whose evaluations take a known
 time? Which share of the time is the learner idle, and which do runners wait? What does a larger iteration bring?
 
-Method: the search's own algorithm, callbacks and sink, without Tune. Evaluations are simulated: an environment of
-SqueezeNet's nine layers whose last step sleeps for half a second and gives a score from the codes. It hardly uses the
-CPU, so that two cores can hold many. Logical env runners beyond eight share processes, in lockstep, up to eight in one.
-Each size runs three iterations; the first, a warm-up, does not count. Rows a second are those on disk; the ideal is the
-number of logical runners over the length of an evaluation. `bench_store.py` asks the sink alone for its limit.
+Method: the search's own algorithm, environment, callbacks and sink, without Tune. Evaluations are simulated by an
+object that sleeps for half a second and makes a score from the codes. It hardly uses the CPU, so that two cores can
+hold many. Logical env runners beyond eight share processes, in lockstep, up to eight in one. Each size runs three
+iterations; the first, a warm-up, does not count. Rows a second are those on disk; the ideal is the number of logical
+runners over the length of an evaluation. `bench_store.py` asks the sink alone for its limit.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import ray
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 from ray import tune
 
 from approx_env import env
 from approx_env.calibration import Calibration
+from approx_env.evaluator import Score
 from benchmarks import record
 from search import ppo, sink, store
+from search.session import session
 from search.storage import Folder
 
 SECONDS = 0.5  # of an evaluation
@@ -35,49 +33,38 @@ PROCESSES = 8  # at most
 SIZES = ((1, 8), (4, 32), (16, 32), (64, 32), (64, 256))
 QUICK_SIZES = ((1, 4), (2, 4))
 ITERATIONS = 3
-STORE_BYTES = 2**28
 
 
-class SleepingEnv(VectorEnv):
-    """The search's environment without its evaluator: an episode's last step takes `seconds`."""
+class Sleeper:
+    """Stands in for an evaluator: `SECONDS` make the scores of configurations in lockstep, and no network does."""
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+    def __init__(self, calibration: Calibration):
+        self.calibration = calibration
 
-    def __init__(self, num_envs: int, calibration: Calibration, seconds: float):
-        self.num_envs, self._layers, self._seconds = num_envs, calibration.layers, seconds
-        self.single_observation_space = gym.spaces.Box(0.0, 1.0, (4,), np.float32)
-        self.single_action_space = env.CodeSpace(self._layers[0].tmax)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._codes: list[np.ndarray] = []
-
-    def reset(self, *, seed=None, options=None):
-        self._codes = []
-        return self._observe(0), {}
-
-    def step(self, actions):
-        no = np.zeros(self.num_envs, bool)
-        if len(self._codes) == len(self._layers):
-            return *self.reset()[:1], np.zeros(self.num_envs), no, no.copy(), {}
-        self._codes.append(np.asarray(actions))
-        ended, infos = len(self._codes) == len(self._layers), {}
-        rewards = np.zeros(self.num_envs)
-        if ended:
-            time.sleep(self._seconds)
-            for k, codes in enumerate(np.stack(self._codes, 1)):
-                rewards[k] = -np.abs(codes).mean() / 255
-                infos = self._add_info(infos, _outcome(codes, rewards[k]), k)
-        position = min(len(self._codes), len(self._layers) - 1)
-        return self._observe(position), rewards, no | ended, no.copy(), infos
-
-    def _observe(self, layer: int) -> np.ndarray:
-        return np.tile(self._layers[layer].observation, (self.num_envs, 1))
+    def begin(self, configurations: int = 1) -> Sleep:
+        return Sleep(len(self.calibration.layers))
 
 
-def _outcome(codes: np.ndarray, score: float) -> dict[str, Any]:
-    names = ("accuracy", "soft_accuracy", "drop_points", "kd", "at", "return")
-    shares = np.full((len(codes), 4), 0.25)
-    return {"codes": codes, **dict.fromkeys(names, float(score)), "layer_shares": shares, "shares": shares[0]}
+class Sleep:
+    """Stands in for an evaluation."""
+
+    def __init__(self, layers: int):
+        self._layers, self._codes = layers, []
+        self.scores: list[Score] | None = None
+
+    @property
+    def layer(self) -> int:
+        return len(self._codes)
+
+    def advance(self, codes: np.ndarray) -> list[float]:
+        self._codes.append(codes)
+        if self.layer < self._layers:
+            return [0.0] * len(codes)
+        time.sleep(SECONDS)
+        returns = [-whole.mean() / 255 for whole in np.stack(self._codes, 1)]
+        shares = np.full((self._layers, 4), 0.25)
+        self.scores = [Score(*[return_] * 6, shares, shares[0]) for return_ in returns]
+        return returns
 
 
 def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
@@ -85,14 +72,9 @@ def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
     record.announce("cluster", __doc__)
     problem = env.shipped_problem("squeezenet")
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="tb-", dir="/tmp") as temporary:
-        ray.init(address="local", num_cpus=PROCESSES, object_store_memory=STORE_BYTES, include_dashboard=False,
-                 log_to_driver=False, _temp_dir=temporary)  # fmt: skip
-        try:
-            for runners, episodes in QUICK_SIZES if quick else SIZES:
-                rows += _search(Folder(temporary), problem, runners, episodes)
-        finally:
-            ray.shutdown()
+    with session("local", cores=PROCESSES) as scratch:
+        for runners, episodes in QUICK_SIZES if quick else SIZES:
+            rows += _search(Folder(scratch), problem, runners, episodes)
     record.write(folder, "cluster", __doc__, rows)
     return {}
 
@@ -108,7 +90,7 @@ def _search(results: Folder, problem, runners: int, episodes: int) -> list[dict[
         envs_per_runner=runners // processes, iteration_episodes=episodes,
     )  # fmt: skip
     calibration = problem.calibration
-    tune.register_env("sleeping", lambda given: SleepingEnv(given["num_envs"], calibration, SECONDS))
+    tune.register_env("sleeping", lambda given: env.TapVectorEnv(given["num_envs"], Sleeper(calibration)))
     config.environment("sleeping", env_config=config.env_config | {"num_envs": runners // processes})
     algorithm = config.build_algo()
     learning = _timed(algorithm.learner_group, "update")

@@ -126,7 +126,7 @@ async def _send_through_sink(info: sink.RunInfo, generator: np.random.Generator)
     """A new sink takes rows as env runners send them."""
     with tempfile.TemporaryDirectory(prefix="tb-") as folder:
         (Folder(folder) / store.EPISODES).create()
-        actor = sink._Sink(folder, info, b"", TOP)
+        actor = sink._Sink(Folder(folder), info, b"", TOP)
         for _ in range(FLUSHES):
             answers = [asyncio.ensure_future(actor.add(_message(info, generator))) for _ in range(AN_ITERATION)]
             await asyncio.sleep(0)

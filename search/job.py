@@ -50,8 +50,7 @@ def prepare(settings: Settings) -> Job:
     name = settings.resume or settings.run_name or _default_name(settings)
     folder, earlier = Folder(settings.results) / name, None
     if settings.resume:
-        earlier = _read_earlier(folder)
-        settings = config.resumed(settings, earlier["arguments"])
+        earlier, settings = _go_on(folder, settings)
     dataset = data.load(settings.dataset, settings.data_dir)
     chosen = teacher.read(settings.teacher or teacher.path_of(settings.layers, dataset.name))
     dataset = dataset.sized(chosen.network.input_shape[1])
@@ -95,20 +94,20 @@ def prepare(settings: Settings) -> Job:
     return job
 
 
-def _read_earlier(folder: Folder) -> dict[str, Any]:
-    """run.json of a run that goes on."""
+def _go_on(folder: Folder, given: Settings) -> tuple[dict[str, Any], Settings]:
+    """run.json of a run that goes on, and its settings."""
     try:
         earlier = folder.read_json(RUN)
         if earlier["schema_version"] != store.SCHEMA_VERSION:
             raise ValueError(f"schema {earlier['schema_version']}, and this tapsearch writes {store.SCHEMA_VERSION}")
-        config.resumed(Settings(), earlier["arguments"])
+        settings = config.resumed(given, earlier["arguments"])
         damaged = store.damaged(folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"--resume: {folder} holds no run to go on with ({error}): name one of --results") from error
     if damaged:
         raise InputError([f"--resume: {folder}/{name} is damaged: remove it, and what it held is searched again"
                           for name in damaged])  # fmt: skip
-    return earlier
+    return earlier, settings
 
 
 def _is_there(folder: Folder) -> bool:

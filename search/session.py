@@ -21,10 +21,11 @@ CONNECT_SECONDS = 5
 
 
 @contextmanager
-def session(address: str) -> Iterator[Path]:
+def session(address: str, cores: int | None = None) -> Iterator[Path]:
     """Connects to the cluster at `address`, or starts a node of its own for 'local', and leaves nothing behind.
 
-    Gives a folder of this machine for temporary files, which goes at the end.
+    Gives a folder of this machine for temporary files, which goes at the end. `cores` is how many the node claims to
+    have, if not those of this machine.
 
     Raises:
         InputError: no cluster answers there.
@@ -34,7 +35,7 @@ def session(address: str) -> Iterator[Path]:
     temporary = tempfile.mkdtemp(prefix="tapsearch-")
     try:
         if address == "local":
-            ray.init(address="local", object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
+            ray.init(address="local", num_cpus=cores, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
                      _temp_dir=temporary, **quiet)  # fmt: skip
         else:
             _join(address, quiet)

@@ -60,15 +60,15 @@ class _Sink:
     What cannot be written goes on waiting for the next attempt, however long the storage fails.
 
     Args:
-        place: the run's folder, as `storage.Folder` takes it.
+        folder: the run's.
         info: what rows share.
         problem: where the search problem lies in Ray's object store, from `runners.share`, for env runners to fetch.
         top: how many configurations to keep.
         owner: of the run, whose lease is kept alive; see `lease`.
     """
 
-    def __init__(self, place: str, info: RunInfo, problem: bytes, top: int, owner: lease.Owner | None = None):
-        self._folder, self._info, self._problem, self._count = Folder(place), info, problem, top
+    def __init__(self, folder: Folder, info: RunInfo, problem: bytes, top: int, owner: lease.Owner | None = None):
+        self._folder, self._info, self._problem, self._count = folder, info, problem, top
         self._owner = owner
         self._ids: set[str] = set()  # of written rows
         self._trials: Counter[str] = Counter()
@@ -141,10 +141,11 @@ class _Sink:
         self._closed = True  # nothing is awaited in between
 
     async def _write(self) -> None:
-        if self._owner and (self._lost or await asyncio.to_thread(lease.lost, self._folder, self._owner)):
-            self._lost = True
+        if self._owner and not self._lost and (self._waiting or self._files):
+            self._lost = await asyncio.to_thread(lease.lost, self._folder, self._owner)
+        if self._lost:
             raise RuntimeError("another driver has taken the run over")
-        while self._batch or self._waiting:
+        while self._waiting:
             if not self._batch:
                 self._batch = store.part_name(), [row for row, _ in self._waiting.values()]
             name, rows = self._batch  # the same ones if the last attempt failed, perhaps after it had stored them
@@ -263,10 +264,10 @@ def start(
         InputError: the cluster has one already.
     """
     named = Sink.options(name=actor_name(info.run), namespace=NAMESPACE)
-    place, shared = folder.place if "://" in folder.place else folder.path, runners.share(problem)
+    shared = runners.share(problem)
     for left in range(DYING_SECONDS, -1, -1):
         try:
-            return named.remote(place, info, shared, top, owner)
+            return named.remote(folder, info, shared, top, owner)
         except ValueError as error:  # the name is taken: by a driver at work, or by one that has just been killed
             if not left:
                 raise InputError(f"run {info.run} is at work on this cluster: choose another --run-name") from error

@@ -50,11 +50,10 @@ class LiveLine(threading.Thread):
                 progress = ray.get(self._sink.progress.remote(), timeout=5)
             except ray.exceptions.RayError:
                 continue  # the sink is being restarted
-            if progress.trouble != trouble:
+            if progress.trouble != trouble or progress.lost:
                 trouble = progress.trouble
                 print(f"\r\033[K{_told(progress)}" if terminal else _told(progress), flush=True)
             if progress.lost:
-                print("another driver has taken this run over: this one ends", flush=True)
                 _thread.interrupt_main()
                 return
             if progress.images != self._images or progress.best_return is None:
@@ -73,17 +72,25 @@ class LiveLine(threading.Thread):
 
 
 def patiently(handle: ray.actor.ActorHandle, answer: ray.ObjectRef) -> Any:
-    """What the sink answers; says why, while it cannot because storage fails."""
+    """What the sink answers; says why, while it cannot because storage fails.
+
+    Raises:
+        KeyboardInterrupt: another driver has taken the run over, as `LiveLine` ends it then.
+    """
     told = False
     while not ray.wait([answer], timeout=REFRESH_SECONDS[False])[0]:
         progress = ray.get(handle.progress.remote())
-        if progress.trouble and not told:
+        if progress.lost or (progress.trouble and not told):
             print(_told(progress), flush=True)
             told = True
+        if progress.lost:
+            raise KeyboardInterrupt
     return ray.get(answer)
 
 
 def _told(progress: sink.Progress) -> str:
+    if progress.lost:
+        return "another driver has taken this run over: this one ends"
     if progress.trouble is None:
         return "results are written again"
     return (f"results cannot be written or read ({progress.trouble}): {progress.waiting} finished configurations wait, "

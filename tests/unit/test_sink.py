@@ -47,7 +47,7 @@ def drive(folder: Path, script, top: int = 3):
     """Runs `script(sink)` in an event loop, as Ray runs an asynchronous actor."""
 
     async def whole():
-        return await script(sink._Sink(str(folder), INFO, b"where the problem lies", top))
+        return await script(sink._Sink(Folder(folder), INFO, b"where the problem lies", top))
 
     return asyncio.run(whole())
 
@@ -273,7 +273,7 @@ def test_a_sink_whose_run_another_driver_has_taken_writes_no_more(folder, monkey
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
 
     async def script():
-        actor = sink._Sink(str(folder), INFO, b"", 3, lease.me())
+        actor = sink._Sink(Folder(folder), INFO, b"", 3, lease.me())
         await send(actor, message(0))
         lease.beat(Folder(folder), lease.me())
         asyncio.ensure_future(actor.add(message(1)))  # noqa: RUF006
@@ -306,7 +306,7 @@ def test_the_lease_is_kept_alive(folder, monkeypatch):
     owner = lease.me()
 
     async def script():
-        sink._Sink(str(folder), INFO, b"", 3, owner)
+        sink._Sink(Folder(folder), INFO, b"", 3, owner)
         await asyncio.sleep(0.2)
 
     asyncio.run(script())
