@@ -6,7 +6,6 @@ Offline: it asks Ray's own schema and functions, for KubeRay the schema of its c
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import re
 import stat
@@ -24,7 +23,10 @@ from approx_env.errors import InputError, exit_status
 
 UNFILLED = "FILL_IN"
 TOKEN = "~/.ray/auth_token"
-SSH = 22
+OWN_NETWORK = {  # what a node must name, by provider, and why
+    "aws": ("SecurityGroupIds", "a group that Ray makes, or fills, lets SSH in from everywhere"),
+    "gcp": ("networkInterfaces", "the default network lets SSH in from everywhere"),
+}
 
 
 def faults(path: Path, crd: Path | None = None) -> list[str]:
@@ -96,12 +98,7 @@ def _ray_up(config: dict[str, Any], folder: Path) -> Iterator[str]:
             yield "provider.head_ip and provider.worker_ips must all be different hosts"
     else:
         yield from _limits(config)
-    if provider.get("type") == "aws":
-        yield from _security_group(provider.get("security_group"))
-    if provider.get("type") == "gcp":
-        for name, kind in (config.get("available_node_types") or {}).items():
-            if not (kind.get("node_config") or {}).get("networkInterfaces"):
-                yield f"available_node_types.{name} must name its networkInterfaces: the default network is open to SSH"
+    yield from _open_to_ssh(config)
 
 
 def _refused_by_ray(config: dict[str, Any]) -> str | None:
@@ -159,26 +156,14 @@ def _limits(config: dict[str, Any]) -> Iterator[str]:
             yield f"available_node_types.{name}.max_workers must say how many of these there may be"
 
 
-def _security_group(group: dict[str, Any] | None) -> Iterator[str]:
-    if not group or not group.get("IpPermissions"):
-        yield "provider.security_group must be given with its IpPermissions: Ray's own is open to SSH from anywhere"
-        return
-    for rule in group["IpPermissions"]:
-        ranges = [entry.get("CidrIp", "") for entry in rule.get("IpRanges") or []]
-        ranges += [entry.get("CidrIpv6", "") for entry in rule.get("Ipv6Ranges") or []]
-        covers_ssh = rule.get("IpProtocol") == "-1" or rule.get("FromPort", 0) <= SSH <= rule.get("ToPort", 65535)
-        for text in ranges:
-            if covers_ssh and _anywhere(text):
-                yield f"provider.security_group opens SSH to {text}: name your own address, as 203.0.113.7/32"
-
-
-def _anywhere(cidr: str) -> bool:
-    """Whether an address range has no private part and is wider than a large company's."""
-    try:
-        network = ipaddress.ip_network(cidr, strict=False)
-    except ValueError:
-        return False
-    return network.prefixlen < (8 if network.version == 4 else 16)
+def _open_to_ssh(config: dict[str, Any]) -> Iterator[str]:
+    provider = config.get("provider") or {}
+    if provider.get("security_group"):
+        yield "provider.security_group must go: Ray adds SSH from everywhere to its rules; name a group of your own"
+    option, reason = OWN_NETWORK.get(provider.get("type"), (None, None))
+    for name, kind in (config.get("available_node_types") or {}).items():
+        if option and not (kind.get("node_config") or {}).get(option):
+            yield f"available_node_types.{name}.node_config must give {option}: {reason}"
 
 
 # -- KubeRay
@@ -250,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         found = faults(arguments.file, arguments.crd)
         if found:
             raise InputError(found)
-        print(f"{arguments.file}: no fault found")
+        print(f"{arguments.file}: no fault found; relative paths in it hold for {arguments.file.resolve().parent}")
 
     return exit_status(check)
 

@@ -84,7 +84,7 @@ class Settings:
     address: str = option("local", "Ray cluster: local (start one), auto, or HOST:PORT", metavar="ADDRESS")
     results: str = option("results", "folder that holds the runs: a path, or s3://bucket/path", metavar="DIR")
     resume: str | None = option(
-        None, "go on with this run of --results, which was cut off; its other options are its own", metavar="RUN"
+        None, "go on with this run of --results, which was cut off; only where it runs may be given anew", metavar="RUN"
     )
     run_name: str | None = option(
         None, "name of this run's folder (default: model-dataset-algorithm-time)", metavar="NAME"
@@ -128,13 +128,16 @@ def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:
     """
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     now = {name: getattr(given, name) for name in RESUMABLE}
-    kept = {name: own[name] for name in ("data_dir", "teacher") if now[name] is None}
+    kept = {name: own[name] for name in ("data_dir", "teacher", "gpus_per_runner") if now[name] is None}
     return Settings(**own | now | kept)
 
 
 def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
     """What cannot hold together: the options involved, and the sentence that says so."""
     cores = os.cpu_count() or 1
+    if settings.address == "local" and settings.runners > cores:
+        text = f"--num-env-runners {settings.runners} needs as many cores, and this machine has {cores}: ask for fewer"
+        yield {"num_env_runners", "address"}, text
     if settings.resume is not None:
         for name in sorted(given.difference(RESUMABLE)):
             yield {name}, f"{options.flag(name)} is what run {settings.resume} was started with: leave it out"
@@ -159,9 +162,6 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if {"rungs", "search_images"} <= given:
         text = "--rungs says on how many images configurations are scored, and so does --search-images: leave one out"
         yield {"rungs", "search_images"}, text
-    if settings.address == "local" and settings.runners > cores:
-        text = f"--num-env-runners {settings.runners} needs as many cores, and this machine has {cores}: ask for fewer"
-        yield {"num_env_runners", "address"}, text
     yield from session_contradictions(settings.address, settings.run_name)
 
 

@@ -21,7 +21,6 @@ from search import config, lease, store
 from search.config import Settings
 from search.storage import Folder
 
-RUN, BEST = "run.json", "best.json"
 PACKAGES = ("tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow")
 
 
@@ -84,7 +83,7 @@ def prepare(settings: Settings) -> Job:
     for split in ("validation", "test"):  # read now, so that a broken image ends the run before it begins
         pixels, labels = dataset.load(split)
         held_out[split] = replace(rungs[0], images=pixels, labels=labels)
-    finished = earlier is not None and folder.exists(BEST)
+    finished = earlier is not None and folder.exists(store.BEST)
     job = Job(settings, dataset, chosen, rungs[0], rungs, held_out, name, folder, earlier, finished)
     if earlier and (changed := _changed(describe(job), earlier)):
         raise InputError(
@@ -97,7 +96,7 @@ def prepare(settings: Settings) -> Job:
 def _go_on(folder: Folder, given: Settings) -> tuple[dict[str, Any], Settings]:
     """run.json of a run that goes on, and its settings."""
     try:
-        earlier = folder.read_json(RUN)
+        earlier = folder.read_json(store.RUN)
         if earlier["schema_version"] != store.SCHEMA_VERSION:
             raise ValueError(f"schema {earlier['schema_version']}, and this tapsearch writes {store.SCHEMA_VERSION}")
         settings = config.resumed(given, earlier["arguments"])
@@ -178,9 +177,9 @@ def claim(job: Job) -> lease.Owner:
         owner = lease.take(job.folder, fresh=not job.earlier)
         if job.earlier:
             again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": _commit()}
-            job.folder.write_json(RUN, job.earlier | {"resumed": [*job.earlier.get("resumed", []), again]})
+            job.folder.write_json(store.RUN, job.earlier | {"resumed": [*job.earlier.get("resumed", []), again]})
         else:
-            job.folder.write_json(RUN, describe(job))
+            job.folder.write_json(store.RUN, describe(job))
     except OSError as error:
         raise InputError(f"--results {job.settings.results} cannot be written ({error}): choose another") from error
     return owner

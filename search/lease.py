@@ -13,6 +13,7 @@ import uuid
 from dataclasses import asdict, dataclass
 
 from approx_env.errors import InputError
+from search import store
 from search.storage import Folder
 
 FILE = "lease.json"
@@ -52,9 +53,13 @@ def renew(folder: Folder, owner: Owner) -> bool:
 
 
 def lost(folder: Folder, owner: Owner) -> bool:
-    """Whether another driver has taken the run over."""
+    """Whether another driver has taken the run over, and perhaps ended and given it back since."""
     found = _read(folder)
-    return found is not None and found["token"] != owner.token
+    if found is None:
+        if not folder.exists(store.RUN):
+            return False  # the storage is away
+        found = _read(folder)  # it may just have come back
+    return found is None or found["token"] != owner.token
 
 
 def take(folder: Folder, *, fresh: bool = False) -> Owner:
@@ -96,9 +101,12 @@ def release(folder: Folder, owner: Owner) -> None:
 
 def _read(folder: Folder) -> dict | None:
     try:
-        return folder.read_json(FILE)
+        found = folder.read_json(FILE)
+        return {name: found[name] for name in (*Owner.__dataclass_fields__, "time")}
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder}/{FILE} is damaged: remove it if no driver writes the run") from error
 
 
 def _dead(found: dict, machine: str) -> bool:

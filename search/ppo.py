@@ -17,7 +17,7 @@ import torch
 from ray import tune
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.debug import update_global_seed_if_necessary
@@ -27,7 +27,6 @@ from ray.rllib.utils.metrics import (
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
-    SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
 )
 
@@ -135,33 +134,35 @@ class TapPPO(PPO):
                 shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
             )
             self.metrics.aggregate(learned, key=LEARNER_RESULTS)
-        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self._send_weights()
         state = safetensors.torch.save(self._on_learner(_state) | {"episodes": torch.tensor(self._finished)})
         sink.find(self._run).save.remote(self._state_file, state)
 
     def _restore(self, state: dict[str, torch.Tensor]) -> None:
         self._finished = int(state.pop("episodes"))
         self._on_learner(partial(_set_state, state=state))
-        self._send_weights()
 
     def _on_learner(self, function: Callable) -> Any:
         (result,) = self.learner_group.foreach_learner(function)
         return result.get()
 
-    def _send_weights(self) -> None:
-        self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+    def _weights(self) -> dict[str, Any]:
+        """Of the policy, as an env runner takes them."""
+        part = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        state = self.learner_group.get_state(components=[part], inference_only=True)
+        return state[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
 
     def _sample(self, wanted: int) -> list:
         """The next `wanted` episodes, in their order."""
-        if self.env_runner_group.num_remote_env_runners() == 0:
-            parts = [sample_range(self.env_runner_group.local_env_runner, self._finished, wanted)] if wanted else []
+        if not wanted:
+            parts = []
+        elif self.env_runner_group.num_remote_env_runners() == 0:
+            parts = [sample_range(self.env_runner_group.local_env_runner, self._weights(), self._finished, wanted)]
         else:
-            parts = self._sample_remotely(wanted)
+            parts = self._sample_remotely(wanted, ray.put(self._weights()))
         self.metrics.aggregate([metrics for _, _, metrics in parts], key=ENV_RUNNER_RESULTS)
         return [episode for _, episodes, _ in sorted(parts, key=lambda part: part[0]) for episode in episodes]
 
-    def _sample_remotely(self, wanted: int) -> list[tuple[int, list, dict]]:
+    def _sample_remotely(self, wanted: int, weights: ray.ObjectRef) -> list[tuple[int, list, dict]]:
         group, parts, losses, probed = self.env_runner_group, [], 0, time.monotonic()
         chunks = deque(shares(self._finished, wanted, self.config.num_env_runners, self.config.num_envs_per_env_runner))
         busy: dict[int, tuple[int, int]] = {}  # env runners, and the chunks that they are at
@@ -169,7 +170,8 @@ class TapPPO(PPO):
             for runner in sorted(set(group.healthy_env_runner_ids()).difference(busy)):
                 if chunks:
                     busy[runner] = chunks.popleft()
-                    task = partial(sample_range, first=busy[runner][0], count=busy[runner][1])
+                    first, count = busy[runner]
+                    task = partial(sample_range, weights=weights, first=first, count=count)
                     group.foreach_env_runner_async(task, tag="sample", remote_worker_ids=[runner])
             for runner, part in group.fetch_ready_async_reqs(tags="sample", timeout_seconds=POLL_SECONDS):
                 parts.append(part)
@@ -187,8 +189,14 @@ class TapPPO(PPO):
         return parts
 
 
-def sample_range(runner: EnvRunner, first: int, count: int) -> tuple[int, list, dict]:
-    """Runs episodes `first` to `first + count - 1` on an env runner: `first` again, the episodes, and metrics."""
+def sample_range(
+    runner: EnvRunner, weights: dict[str, Any] | ray.ObjectRef, first: int, count: int
+) -> tuple[int, list, dict]:
+    """Runs episodes `first` to `first + count - 1` on an env runner: `first` again, the episodes, and metrics.
+
+    Weights come with the task: a runner that has just been started again knows none.
+    """
+    runner.set_state({COMPONENT_RL_MODULE: weights})
     runner.next_episode = first
     return first, runner.sample(num_episodes=count), runner.get_metrics()
 

@@ -46,16 +46,18 @@ def search(job: Job) -> None:
     import ray
 
     from search import promotion, sink, trials, validation
-    from search.session import check_shared, cores, session
+    from search.session import check_shared, session
 
     with session(job.settings.address) as scratch:
-        job = _on_cluster(job, cores())
+        job = replace(job, settings=_on_cluster(job.settings))
         settings, problem = job.settings, job.problem
         with claimed(job) as owner:
-            check_shared(job.folder, lease.FILE)
+            if settings.address != "local":
+                check_shared(job.folder, lease.FILE)
             info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
                                 problem.calibration.tmax, len(problem.labels))  # fmt: skip
-            lease.beat(job.folder, owner)  # what came before may have taken long
+            if lease.renew(job.folder, owner):  # what came before may have taken long
+                raise InputError(f"another driver has taken {job.folder} over: leave it to that one")
             handle = sink.start(job.folder, info, problem, settings.top, owner)
             try:
                 trials.run(job, scratch, handle)
@@ -65,20 +67,36 @@ def search(job: Job) -> None:
                     ray.get(handle.close.remote(), timeout=CLOSE_SECONDS)
                 raise
             finally:
-                count = _count(handle, job)
-                print(f"{count} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
-            validation.finish(job, trials.patiently(handle, handle.top.remote()))
+                _tell_count(handle, job)
+            validation.finish(job, handle)
 
 
-def _on_cluster(job: Job, cores: int) -> Job:
-    """Settles what depends on the cluster."""
-    settings = job.settings
-    if settings.num_env_runners is None and settings.address != "local":
-        settings = replace(settings, num_env_runners=max(1, cores))
-    print(f"{settings.runners} env runners, and the cluster has {cores} cores", flush=True)
-    if settings.runners > cores:
+def _on_cluster(settings: config.Settings) -> config.Settings:
+    """Settles what depends on the cluster.
+
+    Raises:
+        InputError: it can never offer what the runners ask for.
+    """
+    from search import session
+
+    there = session.resources()
+    cores, gpus, local = int(there["CPU"]), there["GPU"], settings.address == "local"
+    if settings.num_env_runners is None:
+        runners = min(settings.runners, cores) if local else cores
+        if settings.gpus:
+            runners = min(runners, int(gpus // settings.gpus))
+        settings = replace(settings, num_env_runners=max(1, runners))
+    print(f"{settings.runners} env runners, and the cluster has {cores} cores and {gpus:g} GPUs", flush=True)
+    if settings.runners == 0 and session.resources(head=True)["CPU"] < 1:
+        raise InputError("--num-env-runners 0 works on the cluster's head, which offers no core: ask for one or more")
+    if max(1, settings.runners) * settings.gpus > gpus or settings.runners > cores:
+        if local:
+            raise InputError(
+                f"{settings.runners} env runners want a core and {settings.gpus:g} GPUs each, and this machine has "
+                f"{cores} cores and {gpus:g} GPUs: give a smaller --num-env-runners or --gpus-per-runner"
+            )
         print("note: the search starts when more nodes have joined, or never if none do", flush=True)
-    return replace(job, settings=settings)
+    return settings
 
 
 @contextmanager
@@ -88,26 +106,32 @@ def claimed(job: Job) -> Iterator[lease.Owner]:
     try:
         yield owner
     except InputError:
-        if not job.earlier:
-            job.folder.discard()
+        with suppress(OSError):
+            if not job.earlier and not lease.lost(job.folder, owner):
+                job.folder.discard()
         raise
     finally:
         with suppress(OSError):  # another driver waits for its expiry
             lease.release(job.folder, owner)
 
 
-def _count(handle, job: Job) -> int:
-    """Writes what the sink still holds and counts its configurations; those on disk, if the sink does not answer."""
+def _tell_count(handle, job: Job) -> None:
+    """Writes what the sink still holds and says how many configurations there are, even if the sink does not answer."""
     import ray
 
     try:
         ray.get(handle.flush.remote(), timeout=5)
         progress = ray.get(handle.progress.remote(), timeout=5)
+        count = progress.configurations
+        if progress.waiting:
+            print(f"{progress.waiting} finished configurations could not be written ({progress.trouble})", flush=True)
     except ray.exceptions.RayError:
-        return sum(row["search_images"] == job.settings.search_images for row in store.read_rows(job.folder))
-    if progress.waiting:
-        print(f"{progress.waiting} finished configurations could not be written ({progress.trouble})", flush=True)
-    return progress.configurations
+        try:
+            count = sum(row["search_images"] == job.settings.search_images for row in store.read_rows(job.folder))
+        except (OSError, ValueError) as error:
+            print(f"{job.folder / store.EPISODES} cannot be read ({error})", flush=True)
+            return
+    print(f"{count} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
 
 
 def _run(argv: list[str] | None) -> None:

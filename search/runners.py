@@ -65,7 +65,9 @@ class Runners:
 
     def teacher_accuracy(self) -> float:
         """Share of the problem's images in [0, 1] that the teacher gets right."""
-        return ray.get(_patient(self._actors[0].teacher_accuracy))
+        answers = [_patient(actor.teacher_accuracy) for actor in self._actors]  # one may wait for a host that is lost
+        (first,), _ = ray.wait(answers)
+        return ray.get(first)
 
     def evaluate(self, configurations: Sequence[Configuration]) -> Iterator[dict]:
         """Scores configurations, each by whichever runner is free; yields the scores in order."""

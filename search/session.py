@@ -18,6 +18,7 @@ from search.storage import Folder
 
 OBJECT_STORE_BYTES = 512 * 2**20
 CONNECT_SECONDS = 5
+HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 
 
 @contextmanager
@@ -55,19 +56,23 @@ def _join(address: str, quiet: dict) -> None:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
 
 
-def cores() -> int:
-    """Cores of the cluster, as it is now."""
-    return int(ray.cluster_resources().get("CPU", 0))
+def resources(*, head: bool = False) -> dict[str, float]:
+    """How many `CPU`s and `GPU`s the cluster, or its head alone, offers now."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and (HEAD in node["Resources"] or not head)]
+    return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
 
 
 def check_shared(folder: Folder, file: str) -> None:
-    """Looks whether every node sees `file` in a folder of this machine.
+    """Looks whether every node of a cluster sees `file` in a folder of this machine; says so if there is but one node.
 
     Raises:
         InputError: naming the nodes that do not.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if not folder.local or len(nodes) == 1:
+    if not folder.local:
+        return
+    if len(nodes) == 1:
+        print(f"note: {folder.path} is lost with this node, unless hosts share it; only this one could be asked")
         return
     looks = {
         node["NodeID"]: _sees.options(

@@ -15,7 +15,7 @@ import ray
 
 from approx_env.errors import InputError
 from approx_env.evaluator import Problem
-from search import lease, runners, selection, store
+from search import lease, runners, selection, session, store
 from search.storage import Folder
 
 NAMESPACE = "tapsearch"
@@ -83,9 +83,12 @@ class _Sink:
         self._trouble: str | None = None
         self._lost = self._closed = False
         self._writing = asyncio.Lock()
+        for place in (folder, folder / store.EPISODES):
+            with suppress(OSError):
+                place.sweep()
         loop = asyncio.get_event_loop()
         self._ready = loop.create_task(self._rebuild())
-        self._regularly = loop.create_task(self._flush_regularly())
+        self._regularly = [loop.create_task(task) for task in (self._beat_regularly(), self._flush_regularly())]
 
     async def problem(self) -> bytes:
         """Where the search problem lies."""
@@ -108,6 +111,11 @@ class _Sink:
     async def save(self, name: str, data: bytes) -> None:
         """Takes a file of the run's folder, to be written at the next flush; of several only the newest counts."""
         self._files[name] = data
+
+    async def write(self, files: dict[str, bytes]) -> None:
+        """Takes files of the run's folder and returns when they are written, one after another."""
+        self._files |= files
+        await self._flush_all()
 
     async def saved(self, name: str) -> bytes | None:
         """What `save` was last given under a name, in this process or one before; None if nothing."""
@@ -189,17 +197,20 @@ class _Sink:
         while not await self.flush():
             await asyncio.sleep(RETRY_SECONDS)
 
+    async def _beat_regularly(self) -> None:
+        while self._owner and not self._lost:
+            with suppress(Exception):  # the next beat may succeed
+                self._lost = await asyncio.to_thread(lease.renew, self._folder, self._owner) or self._lost
+            await asyncio.sleep(FLUSH_SECONDS)
+
     async def _flush_regularly(self) -> None:
         while True:
-            if self._owner and not self._lost:
-                with suppress(OSError):  # the next beat may succeed
-                    self._lost = await asyncio.to_thread(lease.renew, self._folder, self._owner)
             await asyncio.sleep(FLUSH_SECONDS)
             await self.flush()
 
     async def _rebuild(self) -> None:
         """Takes up what an earlier process of this run has written."""
-        rows = list({row["episode_id"]: row for row in await self._read()}.values())
+        rows = await self._read()
         for row in rows:
             self._count_in(row)
         self._index(rows)
@@ -207,7 +218,7 @@ class _Sink:
     async def _read(self) -> list[dict[str, Any]]:
         while True:
             try:
-                return await asyncio.to_thread(lambda: list(store.read_rows(self._folder)))
+                return await asyncio.to_thread(store.read_rows, self._folder)
             except Exception as error:
                 self._trouble = f"{type(error).__name__}: {error}"
             await asyncio.sleep(RETRY_SECONDS)
@@ -245,7 +256,7 @@ class _Sink:
         self._top = selection.best(rows, self._count, self._codes)
 
 
-ON_HEAD = {"node:__internal_head__": 0.001}  # a resource that Ray gives to the head alone
+ON_HEAD = {session.HEAD: 0.001}
 # Every row that waits for the disk is a call under way.
 Sink = ray.remote(num_cpus=0, resources=ON_HEAD, max_restarts=-1, max_task_retries=-1, max_concurrency=100_000)(_Sink)
 

@@ -95,7 +95,7 @@ class Folder:
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Writes a file of JSON."""
-        self.write(name, (json.dumps(value, indent=2) + "\n").encode())
+        self.write(name, as_json(value))
 
     def read_json(self, name: str) -> Any:
         """What a file of JSON says.
@@ -110,6 +110,11 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):
             self._files.delete_file(self._path(name))
 
+    def sweep(self) -> None:
+        """Removes what was left by processes that were killed while they wrote; none may be writing now."""
+        for path in Path(self.path).glob(_temporary("*", "*")) if self.local else ():
+            path.unlink(missing_ok=True)
+
     def discard(self) -> None:
         """Removes the folder with all that it holds."""
         self._files.delete_dir(self.path)
@@ -119,7 +124,7 @@ class Folder:
 
     def _write_locally(self, name: str, data: bytes) -> None:
         path = Path(self.path, name)
-        temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.tmp")  # others may write the same file
+        temporary = path.with_name(_temporary(path.name, uuid.uuid4().hex))  # others may write the same file
         try:
             with temporary.open("wb") as file:
                 file.write(data)
@@ -130,6 +135,15 @@ class Folder:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)  # of a write that failed
+
+
+def _temporary(name: str, unique: str) -> str:
+    return f".{name}.{unique}.tmp"
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """A mapping as a file of JSON."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _sync(folder: Path) -> None:

@@ -19,7 +19,7 @@ from search.storage import Folder
 
 SCHEMA_VERSION = 1
 EPISODES = "episodes"
-TOP = "top.parquet"
+RUN, TOP, BEST = "run.json", "top.parquet", "best.json"
 STATE_SUFFIX = ".safetensors"  # of the file that a PPO search goes on from
 CODE_FIELDS = (*CODES, "tmax")
 
@@ -109,14 +109,13 @@ def arrow_parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_rows(folder: Folder) -> Iterable[dict[str, Any]]:
-    """Yields every row that the parts of `folder/episodes` hold."""
-    for table in _parts(folder):
-        yield from table.to_pylist()
+def read_rows(folder: Folder) -> list[dict[str, Any]]:
+    """Every row that the parts of `folder/episodes` hold, once: of two drivers each may have written it."""
+    return list({row["episode_id"]: row for table in _parts(folder) for row in table.to_pylist()}.values())
 
 
 def read(folder: str | os.PathLike | Folder) -> pd.DataFrame:
-    """Every configuration that a run scored, as a data frame.
+    """Every configuration that a run scored, as a data frame; as `read_rows`.
 
     Raises:
         FileNotFoundError: there is none.
@@ -124,7 +123,7 @@ def read(folder: str | os.PathLike | Folder) -> pd.DataFrame:
     parts = list(_parts(folder if isinstance(folder, Folder) else Folder(folder)))
     if not parts:
         raise FileNotFoundError(f"{folder} has no rows in {EPISODES}/")
-    return pa.concat_tables(parts).to_pandas()
+    return pa.concat_tables(parts).to_pandas().drop_duplicates("episode_id", keep="last", ignore_index=True)
 
 
 def damaged(folder: Folder) -> list[str]:

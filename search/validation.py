@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from contextlib import closing
-from typing import Any
 
+import ray
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -13,13 +13,16 @@ from approx_env import cost
 from approx_env.evaluator import Configuration, Evaluator
 from approx_env.tap import CODES
 from search import selection, store
-from search.job import BEST, Job
+from search.job import Job
 from search.runners import Runners
+from search.storage import as_json
+from search.trials import patiently
 
 
-def finish(job: Job, top: list[dict[str, Any]]) -> None:
-    """Validates the best configurations, chooses one, reads test for it alone, and writes the results."""
+def finish(job: Job, handle: ray.actor.ActorHandle) -> None:
+    """Validates the best configurations, chooses one, reads test for it alone, and writes the results by the sink."""
     layers, settings = job.problem.network.layers, job.settings
+    top = patiently(handle, handle.top.remote())
     configurations = [store.codes_of(row, layers) for row in top]
     validation = job.held_out["validation"]
     print(f"scoring the best {len(top)} on {len(validation.labels)} validation images", flush=True)
@@ -32,8 +35,6 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
         dict(row, validation_accuracy=accuracy, validation_drop_points=drop)
         for row, accuracy, drop in zip(top, accuracies, drops, strict=True)
     ]
-    columns = store.validated_schema(layers)
-    job.folder.write(store.TOP, store.parquet(rows, columns))
     position, within = selection.choose(accuracies, drops, settings.max_acc_drop)
     test_evaluator = Evaluator(job.held_out["test"])
     test = test_evaluator.evaluate(configurations[position])
@@ -42,7 +43,8 @@ def finish(job: Job, top: list[dict[str, Any]]) -> None:
         "test": {"teacher": test_evaluator.teacher_accuracy, "student": test.accuracy, "drop_points": test.drop_points},
     }
     best = _best_json(job, configurations[position], top[position], measured, within, position)
-    job.folder.write_json(BEST, best)
+    validated = store.parquet(rows, store.validated_schema(layers))
+    patiently(handle, handle.write.remote({store.TOP: validated, store.BEST: as_json(best)}))
     _closing_table(job, best, test)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.autoscaler._private.aws import config as aws
 
 from cluster import check
 from tests.command import ROOT
@@ -14,7 +15,6 @@ FILLED = {
     "FILL_IN_HEAD": "192.0.2.1",
     "FILL_IN_WORKER_1": "192.0.2.2",
     "FILL_IN_WORKER_2": "192.0.2.3",
-    "FILL_IN_YOUR_ADDRESS": "203.0.113.7",
     "FILL_IN_AMI": "ami-0123456789abcdef0",
     "FILL_IN_INSTANCE_PROFILE_ARN": "arn:aws:iam::123456789012:instance-profile/tapsearch",
 }
@@ -103,13 +103,8 @@ def set_in(config: dict, place: str, value: object) -> None:
         ("aws.yaml", "docker.image", "rayproject/ray:latest", "rayproject/ray:latest"),
         ("aws.yaml", "max_workers", None, "max_workers must say"),
         ("aws.yaml", "available_node_types.worker.max_workers", None, "worker.max_workers"),
-        ("aws.yaml", "provider.security_group", None, "open to SSH from anywhere"),
-        (
-            "aws.yaml",
-            "provider.security_group.IpPermissions.0.IpRanges.0.CidrIp",
-            "0.0.0.0/0",
-            "opens SSH to 0.0.0.0/0",
-        ),
+        ("aws.yaml", "available_node_types.head.node_config.SecurityGroupIds", None, "head.node_config must give Sec"),
+        ("aws.yaml", "provider.security_group", {"GroupName": "ours"}, "provider.security_group must go"),
         ("gcp.yaml", "available_node_types.worker.node_config.networkInterfaces", None, "networkInterfaces"),
         ("rayjob.yaml", "kind", "RayCluster", "kind must be RayJob"),
         ("rayjob.yaml", "spec.rayClusterSpec.rayVersion", "2.9.0", "rayVersion must be"),
@@ -135,20 +130,13 @@ def test_each_fault_is_named(folder, name, place, value, said):
     assert any(said in fault for fault in found(folder / name, config)), found(folder / name)
 
 
-@pytest.mark.parametrize(
-    ("rule", "open_"),
-    [
-        ({"FromPort": 0, "ToPort": 65535, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}, True),
-        ({"IpProtocol": "-1", "Ipv6Ranges": [{"CidrIpv6": "::/0"}]}, True),
-        ({"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/1"}]}, True),
-        ({"FromPort": 443, "ToPort": 443, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}, False),
-        ({"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "10.0.0.0/8"}]}, False),
-    ],
-)
-def test_open_ssh_is_found_however_it_is_written(folder, rule, open_):
-    config = fill_in(folder / "aws.yaml")
-    config["provider"]["security_group"]["IpPermissions"] = [rule]
-    assert any("opens SSH" in fault for fault in found(folder / "aws.yaml", config)) == open_
+def test_ray_leaves_the_security_groups_of_the_aws_file_alone(monkeypatch):
+    """It would open them to SSH from everywhere; this asks the function that does, and no cloud."""
+    monkeypatch.setattr(aws, "_upsert_security_groups", lambda *_: pytest.fail("Ray makes or fills a group"))
+    config = yaml.safe_load((ROOT / "cluster" / "aws.yaml").read_text())
+    assert aws._configure_security_group(config) is config
+    everywhere = [{"CidrIp": "0.0.0.0/0"}]
+    assert [rule["IpRanges"] for rule in aws._create_default_ssh_inbound_rules()] == [everywhere]
 
 
 def test_a_token_that_others_may_read_or_that_is_missing(folder, tmp_path):
@@ -163,7 +151,8 @@ def test_a_token_that_others_may_read_or_that_is_missing(folder, tmp_path):
 def test_all_faults_are_named_at_once(folder, capsys):
     config = fill_in(folder / "aws.yaml")
     config["docker"]["image"] = "rayproject/ray"
-    del config["max_workers"], config["provider"]["security_group"], config["head_start_ray_commands"]
+    del config["max_workers"], config["head_start_ray_commands"]
+    del config["available_node_types"]["worker"]["node_config"]["SecurityGroupIds"]
     (folder / "aws.yaml").write_text(yaml.safe_dump(config))
     assert check.main([str(folder / "aws.yaml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 4

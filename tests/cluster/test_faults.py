@@ -113,15 +113,19 @@ def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(tmp_path, mon
     assert one.equals(other)
 
 
-def test_two_drivers_on_one_run():
+def test_two_drivers_on_one_run(undisturbed):
     """The second is refused, whether it begins the run anew or goes on with it; the first ends as if alone."""
-    first = Command(*(RANDOM + " --episodes 20000").split())
+    longer = RANDOM.replace("--episodes 120", "--episodes 600")
+    first = Command(*longer.split())
     first.wait_for_rows()
-    again = Command(*RANDOM.split(), results=first.folder.parent).finish()
-    resumed = Command("--resume", "r", results=first.folder.parent).finish()
+    others = (
+        Command(*RANDOM.split(), results=first.folder.parent),
+        Command("--resume", "r", results=first.folder.parent),
+    )
+    again, resumed = (other.finish() for other in others)
     assert first.process.poll() is None
-    first.process.kill()
-    first.finish()
+    rows = finished(first, longer)
+    assert rows[rows["episode"] < 120].equals(undisturbed[RANDOM])
     assert (again.status, resumed.status) == (2, 2)
     assert "r exists: choose another --run-name" in again.errors
     assert "is being written by process" in resumed.errors

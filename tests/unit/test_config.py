@@ -109,6 +109,7 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--algorithm quintile --seeds 0,1", ["--algorithm quintile", "--seeds"]),
         ("--rungs 64,256 --search-images 64", ["--rungs", "--search-images"]),
         ("--resume r --episodes 3", ["--episodes", "run r"]),
+        ("--resume r --num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
         ("--num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
     ],
 )
@@ -138,12 +139,14 @@ def test_defaults():
 
 
 def test_a_resumed_search_has_its_own_options_but_for_where_things_are():
-    own = asdict(Settings(algorithm="random", rungs=(64, 256), num_env_runners=7, teacher="t", data_dir="d"))
+    own = asdict(Settings(algorithm="random", rungs=(64, 256), num_env_runners=7, teacher="t", data_dir="d",
+                          gpus_per_runner=0.5))  # fmt: skip
     own = json.loads(json.dumps(own))
     given = config.parse("--resume r --results s3://b/x --teacher moved".split())
     assert config.resumed(given, own) == Settings(
-        algorithm="random", rungs=(64, 256), teacher="moved", data_dir="d", resume="r", results="s3://b/x"
-    )
+        algorithm="random", rungs=(64, 256), teacher="moved", data_dir="d", resume="r", results="s3://b/x",
+        gpus_per_runner=0.5,
+    )  # fmt: skip
 
 
 def test_quintile_is_one_episode_unless_told():

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from approx_env.errors import InputError
-from search import lease
+from search import lease, store
 from search.storage import Folder
 
 
@@ -123,6 +123,26 @@ def test_renewing_does_not_take_back(folder):
     assert not lease.renew(folder, first)
     lease.beat(folder, elsewhere())
     assert lease.renew(folder, first) and lease.lost(folder, first)
+
+
+def test_a_lease_that_another_has_given_back_is_lost_and_not_made_anew(folder):
+    first = lease.take(folder)
+    folder.write_json(store.RUN, {})
+    folder.remove(lease.FILE)
+    assert lease.renew(folder, first)
+    assert not folder.exists(lease.FILE)
+
+
+def test_a_lease_is_not_lost_while_its_storage_is_away(tmp_path):
+    folder = Folder(tmp_path / "away")
+    assert not lease.lost(folder, lease.me())
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
+def test_a_damaged_lease(folder, content):
+    folder.write(lease.FILE, content)
+    with pytest.raises(InputError, match=r"lease.json is damaged: remove it"):
+        lease.take(folder)
 
 
 def test_what_another_has_taken_is_not_given_back(folder):

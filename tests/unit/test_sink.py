@@ -1,6 +1,7 @@
 """The writer of a run, driven without Ray."""
 
 import asyncio
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,6 +233,20 @@ def test_a_sink_that_starts_while_storage_fails_waits_for_it(folder, monkeypatch
     assert written == {"random-seed0-0"} and progress.configurations == 1
 
 
+def test_the_last_files_wait_for_storage_too(folder, monkeypatch):
+    monkeypatch.setattr(sink, "RETRY_SECONDS", 0.01)
+    write, left = Folder.write, iter(range(2))
+
+    def fails(*arguments):
+        if next(left, None) is not None:
+            raise OSError("disk full")
+        write(*arguments)
+
+    monkeypatch.setattr(Folder, "write", fails)
+    drive(folder, lambda actor: asyncio.wait_for(actor.write({store.TOP: b"top", store.BEST: b"best"}), 5))
+    assert [(folder / name).read_bytes() for name in (store.TOP, store.BEST)] == [b"top", b"best"]
+
+
 def test_files_are_saved_with_the_next_flush_and_found_again(folder):
     async def before(actor):
         await actor.save("ppo.safetensors", b"old")
@@ -301,16 +316,50 @@ def test_a_closed_sink_has_written_what_came_before_and_writes_nothing_after(fol
     assert [row["episode"] for row in rows_in(folder)] == [0]
 
 
+def test_what_a_sink_left_that_was_killed_while_it_wrote_is_removed(folder):
+    parts = folder / store.EPISODES
+    left = [folder / ".top.parquet.0123.tmp", parts / ".part-4567.parquet.89ab.tmp"]
+    for path in left:
+        path.write_bytes(b"PAR1")
+    drive(folder, lambda actor: send(actor, message(0)))
+    assert not any(path.exists() for path in left)
+    assert len(list(parts.iterdir())) == 1
+
+
 def test_the_lease_is_kept_alive(folder, monkeypatch):
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
     owner = lease.me()
 
+    monkeypatch.setattr(store, "read_rows", lambda folder: time.sleep(0.3))  # it has much to read
+
     async def script():
         sink._Sink(Folder(folder), INFO, b"", 3, owner)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
+        before = Folder(folder).read_json(lease.FILE)
+        await asyncio.sleep(0.1)
+        return before, Folder(folder).read_json(lease.FILE)
 
-    asyncio.run(script())
-    assert Folder(folder).read_json(lease.FILE)["token"] == owner.token
+    before, after = asyncio.run(script())
+    assert before["token"] == after["token"] == owner.token
+    assert after["time"] > before["time"] + 0.05
+
+
+def test_a_sink_that_wakes_up_after_another_driver_has_ended_writes_no_more(folder, monkeypatch):
+    owner, other = lease.me(), lease.me()
+    (folder / store.RUN).write_text("{}")
+
+    async def script():
+        lease.beat(Folder(folder), owner)
+        actor = sink._Sink(Folder(folder), INFO, b"", 3, owner)
+        lease.beat(Folder(folder), other)
+        lease.release(Folder(folder), other)
+        asyncio.ensure_future(actor.add(message(0)))  # noqa: RUF006
+        await asyncio.sleep(0.05)
+        return await actor.flush(), await actor.progress()
+
+    written, progress = asyncio.run(script())
+    assert not written and progress.lost and rows_in(folder) == []
+    assert not (folder / lease.FILE).exists()
 
 
 def test_a_row_sent_again_while_it_waits_is_answered_when_it_is_on_disk(folder):

@@ -101,15 +101,21 @@ def test_parts_have_names_of_their_own_and_leave_no_temporary_file(folder):
 def test_a_part_that_fails_leaves_the_others_as_they_are(folder):
     with pytest.raises(pa.ArrowException):
         store.write_part(Folder(folder), [make_row(5) | {"seed": "three"}], LAYERS)
-    assert len(list(store.read_rows(Folder(folder)))) == 5
+    assert len(store.read_rows(Folder(folder))) == 5
     assert len(list((folder / store.EPISODES).glob("part-*"))) == 2
 
 
 def test_an_unfinished_part_is_not_read(folder):
     """As a kill in the middle of writing leaves it."""
     (folder / store.EPISODES / ".part-0.parquet.tmp").write_bytes(b"PAR1")
-    assert len(list(store.read_rows(Folder(folder)))) == 5
+    assert len(store.read_rows(Folder(folder))) == 5
     assert len(pd.read_parquet(folder / "episodes")) == 5
+
+
+def test_a_row_that_two_drivers_wrote_is_read_once(folder):
+    store.write_part(Folder(folder), [make_row(3)], LAYERS)
+    assert len(store.read_rows(Folder(folder))) == len(store.read(folder)) == 5
+    assert list(store.read(folder).index) == list(range(5))
 
 
 def test_pandas_reads_a_run(folder):
