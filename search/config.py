@@ -128,7 +128,7 @@ def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:
     """
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     now = {name: getattr(given, name) for name in RESUMABLE}
-    kept = {name: own[name] for name in ("data_dir", "teacher", "gpus_per_runner") if now[name] is None}
+    kept = {name: own[name] for name in ("data_dir", "teacher", "gpus_per_runner") if now[name] is None and name in own}
     return Settings(**own | now | kept)
 
 

@@ -164,7 +164,7 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
 
     def _draw(self, observation: torch.Tensor, uniforms: torch.Tensor) -> dict[str, torch.Tensor]:
         """Draws actions by inversion: an episode's depend on its own `uniforms (..., 4)` alone."""
-        numbers = iter(uniforms.double().unbind(-1))
+        numbers = iter(uniforms.to(observation.device).double().unbind(-1))
 
         def draw_code(logits: torch.Tensor) -> torch.Tensor:
             below = torch.softmax(logits.double(), -1).cumsum(-1)

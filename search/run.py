@@ -79,23 +79,22 @@ def _on_cluster(settings: config.Settings) -> config.Settings:
     """
     from search import session
 
-    there = session.resources()
-    cores, gpus, local = int(there["CPU"]), there["GPU"], settings.address == "local"
+    cores, room, at_head = session.room(settings.gpus)
     if settings.num_env_runners is None:
-        runners = min(settings.runners, cores) if local else cores
-        if settings.gpus:
-            runners = min(runners, int(gpus // settings.gpus))
-        settings = replace(settings, num_env_runners=max(1, runners))
-    print(f"{settings.runners} env runners, and the cluster has {cores} cores and {gpus:g} GPUs", flush=True)
-    if settings.runners == 0 and session.resources(head=True)["CPU"] < 1:
-        raise InputError("--num-env-runners 0 works on the cluster's head, which offers no core: ask for one or more")
-    if max(1, settings.runners) * settings.gpus > gpus or settings.runners > cores:
-        if local:
+        wanted = settings.runners if settings.address == "local" else cores
+        settings = replace(settings, num_env_runners=max(1, min(wanted, room)))
+    print(f"{settings.runners} env runners, and the cluster has {cores} cores", flush=True)
+    if settings.runners == 0 and not at_head:
+        raise InputError("--num-env-runners 0 works on the cluster's head, which has no room: ask for one or more")
+    if settings.runners > room:
+        each = f"a core and {settings.gpus:g} GPUs" if settings.gpus else "a core"
+        if settings.address == "local":
             raise InputError(
-                f"{settings.runners} env runners want a core and {settings.gpus:g} GPUs each, and this machine has "
-                f"{cores} cores and {gpus:g} GPUs: give a smaller --num-env-runners or --gpus-per-runner"
+                f"{settings.runners} env runners want {each} each, and this machine has room for {room}: give less to "
+                "--num-env-runners or --gpus-per-runner"
             )
-        print("note: the search starts when more nodes have joined, or never if none do", flush=True)
+        print(f"note: each wants {each}, and there is room for {room}: the search starts when more nodes have joined, "
+              "or never if none do", flush=True)  # fmt: skip
     return settings
 
 
@@ -106,12 +105,12 @@ def claimed(job: Job) -> Iterator[lease.Owner]:
     try:
         yield owner
     except InputError:
-        with suppress(OSError):
+        with suppress(OSError, InputError):
             if not job.earlier and not lease.lost(job.folder, owner):
                 job.folder.discard()
         raise
     finally:
-        with suppress(OSError):  # another driver waits for its expiry
+        with suppress(OSError, InputError):  # another driver waits for its expiry
             lease.release(job.folder, owner)
 
 

@@ -56,10 +56,22 @@ def _join(address: str, quiet: dict) -> None:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
 
 
-def resources(*, head: bool = False) -> dict[str, float]:
-    """How many `CPU`s and `GPU`s the cluster, or its head alone, offers now."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and (HEAD in node["Resources"] or not head)]
-    return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+def room(gpus: float) -> tuple[int, int, int]:
+    """What the cluster offers now: its cores, and room for how many processes of a core and `gpus` GPUs each there is
+    on all nodes, and on the head.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    rooms = [_room(node, gpus) for node in nodes]
+    at_head = sum(room for node, room in zip(nodes, rooms, strict=True) if HEAD in node)
+    return int(sum(node.get("CPU", 0) for node in nodes)), sum(rooms), at_head
+
+
+def _room(node: dict[str, float], gpus: float) -> int:
+    cores, there = int(node.get("CPU", 0)), int(node.get("GPU", 0))
+    if not gpus:
+        return cores
+    # Parts of a GPU lie on one; 1e-9 is for 1 / 0.1 and the like.
+    return min(cores, there * int(1 / gpus + 1e-9) if gpus < 1 else int(there / gpus + 1e-9))
 
 
 def check_shared(folder: Folder, file: str) -> None:

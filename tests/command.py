@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 EPISODES, SEARCH_IMAGES = 10, 32
+PPO_ALEXNET = f"--layers alexnet --episodes {EPISODES} --iteration-episodes 4 --num-env-runners "
 LONGEST_SECONDS = 300
 PATIENCE_SECONDS = 10  # Ray's workers end by themselves, soon after their node
 RESULTS = tempfile.TemporaryDirectory(prefix="tapsearch-tests-")

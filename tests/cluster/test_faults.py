@@ -115,15 +115,12 @@ def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(tmp_path, mon
 
 def test_two_drivers_on_one_run(undisturbed):
     """The second is refused, whether it begins the run anew or goes on with it; the first ends as if alone."""
-    longer = RANDOM.replace("--episodes 120", "--episodes 600")
+    longer = RANDOM.replace("--episodes 120", "--episodes 1000")
     first = Command(*longer.split())
     first.wait_for_rows()
-    others = (
-        Command(*RANDOM.split(), results=first.folder.parent),
-        Command("--resume", "r", results=first.folder.parent),
-    )
-    again, resumed = (other.finish() for other in others)
+    resumed = Command("--resume", "r", results=first.folder.parent).finish()
     assert first.process.poll() is None
+    again = Command(*RANDOM.split(), results=first.folder.parent).finish()
     rows = finished(first, longer)
     assert rows[rows["episode"] < 120].equals(undisturbed[RANDOM])
     assert (again.status, resumed.status) == (2, 2)

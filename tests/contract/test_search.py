@@ -11,11 +11,12 @@ from approx_env import calibration, data, env, tap, teacher
 from approx_env.evaluator import Evaluator, Problem, Reward
 from search import store
 from tests import command
-from tests.command import EPISODES, SEARCH_IMAGES, Run
+from tests.command import EPISODES, PPO_ALEXNET, SEARCH_IMAGES, Run
 
+ITERATION = 4  # episodes that PPO learns from at a time
 SQUEEZENET = "--layers squeezenet --num-env-runners 1 --algorithm "
 ARGUMENTS = {
-    "ppo": SQUEEZENET + f"ppo --episodes {EPISODES}",
+    "ppo": SQUEEZENET + f"ppo --episodes {EPISODES} --iteration-episodes {ITERATION}",
     "random": SQUEEZENET + f"random --episodes {EPISODES}",
     "quintile": SQUEEZENET + "quintile",
 }
@@ -142,8 +143,15 @@ def test_the_same_seed_gives_the_same_rows_whatever_runs_beside_it():
 
 
 def test_the_same_seed_gives_the_same_rows_however_many_env_runners_share_the_work():
-    arguments = f"--layers alexnet --episodes {EPISODES} --num-env-runners "
-    same_rows(*(command.run(arguments + str(runners)) for runners in (2, 1, 0)))
+    same_rows(*(command.run(PPO_ALEXNET + str(runners)) for runners in (2, 1, 0)))
+
+
+def test_ppo_draws_with_what_it_has_learnt():
+    learnt, not_learnt = (
+        command.run(ARGUMENTS["ppo"] + rate).rows.filter(regex="_(t1|v1|t2|v2)$") for rate in ("", " --lr 1e-9")
+    )
+    assert learnt[:ITERATION].equals(not_learnt[:ITERATION])
+    assert not learnt[ITERATION:].equals(not_learnt[ITERATION:])
 
 
 def same_rows(*runs: Run) -> None:

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from tests import command
-from tests.command import EPISODES, Command
+from tests.command import EPISODES, PPO_ALEXNET, Command
 
 CONVOLUTIONS, LINEARS = [f"conv{k}" for k in range(1, 6)], ["fc1", "fc2"]
 
 
 def test_alexnet():
-    run = command.run(f"--layers alexnet --episodes {EPISODES} --num-env-runners 2")
+    run = command.run(f"{PPO_ALEXNET}2")
     assert run.status == 0, run.errors
     assert "alexnet: 7 layers (5 conv + 2 fc)" in run.output
     assert "conv3, conv4, fc1" in run.output

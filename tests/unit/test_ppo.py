@@ -1,6 +1,7 @@
-"""How an iteration is shared out among env runners."""
+"""How an iteration is shared out among env runners, and what they get."""
 
 from itertools import pairwise
+from unittest.mock import Mock
 
 import pytest
 
@@ -26,3 +27,13 @@ def test_several_runners_get_most_of_their_share_and_then_less():
     chunks = [count for _, count in ppo.shares(0, 32, 2, 1)]
     assert chunks == [12, 12, 2, 2, 2, 2]
     assert all(more >= less for more, less in pairwise(chunks))
+
+
+def test_episodes_are_drawn_with_the_weights_that_come_with_them():
+    calls = []
+    runner = Mock()
+    runner.set_state.side_effect = lambda state: calls.append(state)
+    runner.sample.side_effect = lambda num_episodes: calls.append((runner.next_episode, num_episodes)) or ["an episode"]
+    first, episodes, _ = ppo.sample_range(runner, "weights", 7, 3)
+    assert calls == [{"rl_module": "weights"}, (7, 3)]
+    assert (first, episodes) == (7, ["an episode"])

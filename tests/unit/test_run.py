@@ -7,40 +7,50 @@ from search import run, session
 from search.config import Settings
 
 GPU = {"engine": "portable", "device": "cuda"}
+NODES = {
+    "head": {session.HEAD: 1.0},
+    "with GPUs": {"CPU": 8.0, "GPU": 3.0},
+    "without": {"CPU": 16.0},
+    "gone": {"CPU": 64.0, "GPU": 8.0},
+}
 
 
-@pytest.fixture(autouse=True)
-def cluster(monkeypatch):
-    """24 cores and 3 GPUs, of which the head has none."""
-    monkeypatch.setattr(
-        session, "resources", lambda head=False: {"CPU": 0.0 if head else 24.0, "GPU": 3.0 * (not head)}
-    )
+def nodes(monkeypatch, *names: str) -> None:
+    told = [{"Alive": name != "gone", "Resources": NODES[name]} for name in names]
+    monkeypatch.setattr(session.ray, "nodes", lambda: told)
 
 
 @pytest.mark.parametrize(
-    ("options", "runners"),
+    ("options", "runners", "room"),
     [
-        ({}, 24),
-        ({"num_env_runners": 5}, 5),
-        (GPU, 3),
-        (GPU | {"gpus_per_runner": 0.25}, 12),
-        (GPU | {"gpus_per_runner": 4.0}, 1),
+        ({}, 24, 24),
+        ({"num_env_runners": 5}, 5, 24),
+        ({"num_env_runners": 25}, 25, 24),
+        (GPU, 3, 3),
+        (GPU | {"gpus_per_runner": 0.5}, 6, 6),
+        (GPU | {"gpus_per_runner": 0.4}, 6, 6),
+        (GPU | {"gpus_per_runner": 0.1}, 8, 8),
+        (GPU | {"gpus_per_runner": 2.0}, 1, 1),
+        (GPU | {"gpus_per_runner": 4.0}, 1, 0),
+        (GPU | {"gpus_per_runner": 0.0}, 24, 24),
     ],
 )
-def test_runners_of_a_cluster_are_as_many_as_it_has_room_for(options, runners, capsys):
+def test_a_cluster_gets_as_many_runners_as_it_has_room_for(monkeypatch, options, runners, room, capsys):
+    nodes(monkeypatch, *NODES)
     assert run._on_cluster(Settings(address="auto", **options)).runners == runners
     said = capsys.readouterr().out
-    assert said.startswith(f"{runners} env runners, and the cluster has 24 cores and 3 GPUs")
-    assert ("note: the search starts when" in said) == (options.get("gpus_per_runner") == 4)
+    assert said.startswith(f"{runners} env runners, and the cluster has 24 cores\n")
+    assert (f"there is room for {room}: the search starts when" in said) == (runners > room)
 
 
 def test_nobody_waits_for_what_this_machine_will_never_have(monkeypatch):
-    monkeypatch.setattr(session, "resources", lambda head=False: {"CPU": 2.0, "GPU": 0.0})
-    assert run._on_cluster(Settings()).runners <= 2
-    with pytest.raises(InputError, match="this machine has 2 cores and 0 GPUs: give a smaller"):
+    nodes(monkeypatch, "without")
+    assert 1 <= run._on_cluster(Settings()).runners <= 16
+    with pytest.raises(InputError, match="want a core and 1 GPUs each, and this machine has room for 0"):
         run._on_cluster(Settings(**GPU))
 
 
-def test_a_head_without_cores_cannot_score():
+def test_a_head_without_cores_cannot_score(monkeypatch):
+    nodes(monkeypatch, *NODES)
     with pytest.raises(InputError, match="--num-env-runners 0 works on the cluster's head"):
         run._on_cluster(Settings(address="auto", num_env_runners=0))
