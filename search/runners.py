@@ -11,6 +11,8 @@ import torch
 from approx_env import env
 from approx_env.evaluator import Configuration, Evaluator, Problem
 
+PATIENCE_SECONDS = 5.0
+
 
 class Scorer:
     """Scores configurations in this process, on one thread."""
@@ -65,9 +67,9 @@ class Runners:
 
     def teacher_accuracy(self) -> float:
         """Share of the problem's images in [0, 1] that the teacher gets right."""
-        answers = [_patient(actor.teacher_accuracy) for actor in self._actors]  # one may wait for a host that is lost
-        (first,), _ = ray.wait(answers)
-        return ray.get(first)
+        answers = [_patient(actor.teacher_accuracy) for actor in self._actors]
+        done, waiting = ray.wait(answers, num_returns=len(answers), timeout=PATIENCE_SECONDS)
+        return ray.get((done or ray.wait(waiting)[0])[0])  # a process may wait for a host that is lost
 
     def evaluate(self, configurations: Sequence[Configuration]) -> Iterator[dict]:
         """Scores configurations, each by whichever runner is free; yields the scores in order."""
