@@ -25,7 +25,7 @@ def row(place: str | os.PathLike) -> str:
     """
     folder = Folder(place)
     try:
-        best, about = folder.read_json("best.json"), folder.read_json("run.json")
+        best, about = folder.read_json(store.BEST), folder.read_json(store.RUN)
         scored = store.read(folder)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no finished run ({error}): name a folder that search.run wrote") from error
