@@ -86,7 +86,7 @@ def calibrate(
     *,
     tmax_percentile: float = 90.0,
     tmax_offset: int = 10,
-    engine: str = "onednn",
+    engine: str = "vector",
     device: str = "cpu",
 ) -> Calibration:
     """Counts each layer's codes on calibration images and fixes its tmax.

@@ -3,6 +3,7 @@
 `shipped` writes `approx_env/teachers/teachers.json` from the teachers' own files and prints the README's table of it;
 `sizes` prints parameters, bytes and multiplications of every network, and checks SqueezeNet's compression claim
 (Iandola et al., arXiv:1602.07360, table 2: accuracy of AlexNet, 363 to 510 times smaller when stored compressed).
+`convert FILE [DATA_DIR]` turns an INT8 teacher of format 1 into one of today's, and measures it anew on its dataset.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from approx_env import models, quantize, teacher
+from approx_env import data, engines, models, quantize, teacher, training
 from approx_env.errors import InputError, exit_status
 from approx_env.network import Network, Weighted
 
@@ -98,8 +99,8 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def int8_bytes(network: Network) -> int:
-    """Bytes of a network's arrays: int8 weights, float32 scales, int32 biases."""
-    return sum(node.weight.nbytes + node.weight_scale.nbytes + node.bias.nbytes for node in network.nodes
+    """Bytes of a network's arrays: int8 weights, int32 multipliers, int32 biases."""
+    return sum(node.weight.nbytes + node.multiplier.nbytes + node.bias.nbytes for node in network.nodes
                if isinstance(node, Weighted))  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def stored(network: Network) -> dict[str, float]:
     The last is what an ideal entropy coder with one code table for each node would need.
     """
     weighted = [node for node in network.nodes if isinstance(node, Weighted)]
-    content = b"".join(array.tobytes() for node in weighted for array in (node.weight, node.weight_scale, node.bias))
+    content = b"".join(array.tobytes() for node in weighted for array in (node.weight, node.multiplier, node.bias))
     bits = 0.0
     for node in weighted:
         counts = np.bincount(node.weight.reshape(-1).astype(np.int64) + 128, minlength=256)
@@ -153,6 +154,25 @@ def compression(entries: Sequence[dict[str, Any]]) -> str:
     return markdown(heads, rows)
 
 
+def convert(path: Path, data_dir: str | None) -> None:
+    """Writes an INT8 teacher of format 1 anew, with integer requantisation, and its accuracies on validation and test.
+
+    Raises:
+        InputError: it is none, or its dataset is not there; nothing is written then.
+    """
+    network, about = teacher.read_format_1(path)
+    dataset = data.load(about["dataset"].partition(":")[0], data_dir).sized(network.input_shape[1])
+    if dataset.name != about["dataset"]:
+        raise InputError(f"{path} was trained on {about['dataset']}, and {dataset.name} came: name its folder")
+    runner = engines.build(network)
+    shares = {split: training.accuracy(runner.forward, *dataset.load(split)) for split in ("validation", "test")}
+    about["validation_accuracy_by_scales"][about["scales"]] = shares["validation"]
+    for key in ("format", "sha256"):
+        about.pop(key)
+    teacher.write(path, network, about | {"int8_accuracy": shares})
+    print(f"wrote {path}: {shares['validation']:.2%} on validation, {shares['test']:.2%} on test")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status."""
     return exit_status(lambda: _run(list(sys.argv[1:] if argv is None else argv)))
@@ -166,10 +186,14 @@ def _run(argv: list[str]) -> None:
             print(table(entries))
         case ["sizes"]:
             print(f"{sizes()}\n\n{compression(json.loads(TEACHERS.read_text()))}")
+        case ["convert", path]:
+            convert(Path(path), None)
+        case ["convert", path, data_dir]:
+            convert(Path(path), data_dir)
         case ["--help"] | ["-h"]:
             print(__doc__)
         case _:
-            raise InputError(f"python -m approx_env.catalogue takes one word, shipped or sizes, got '{' '.join(argv)}'")
+            raise InputError(f"python -m approx_env.catalogue takes shipped, sizes, or convert FILE [DATA_DIR], got '{' '.join(argv)}'")
 
 
 if __name__ == "__main__":

@@ -1,54 +1,96 @@
-"""An unfinished training on disk: written after each epoch, read when the same command starts again."""
+"""An unfinished training on disk: written after each epoch, read when the same command starts again.
+
+The file is a safetensors file. It holds plain tensors, and its header holds two JSON values: whose training it is, and
+how many epochs are finished. Nothing in it can run code.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from approx_env.errors import InputError
 
 
 class Checkpoint:
-    """A training's state in `path`; `identity` tells whose it is."""
+    """A training's state in `path`; `identity` tells whose it is, as JSON can hold it."""
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
         self._identity = identity
 
     def save(self, epoch: int, stateful: dict[str, Any]) -> None:
-        """Keeps the state of each part after `epoch` finished epochs; a kill at any time leaves the old or the new."""
+        """Keeps the state of each part after `epoch` finished epochs; a kill at any time leaves the old or the new.
+
+        Args:
+            stateful: modules and optimizers by name. Names hold no '/'.
+        """
         temporary = self.path.with_suffix(".tmp")
-        states = {name: part.state_dict() for name, part in stateful.items()}
-        torch.save({"identity": self._identity, "epoch": epoch} | states, temporary)
+        tensors = {
+            f"{name}/{key}": tensor.detach().contiguous()
+            for name, part in stateful.items()
+            for key, tensor in _tensors(part).items()
+        }
+        about = {"identity": json.dumps(self._identity), "epoch": json.dumps(epoch)}
+        save_file(tensors, temporary, about)
         os.replace(temporary, self.path)
 
     def resume(self, stateful: dict[str, Any]) -> int:
         """Loads the state of each part and returns the number of finished epochs (0 without a file).
 
         Raises:
-            InputError: the file is no checkpoint, or one of another training.
+            InputError: the file is no checkpoint, or one of another training. The parts stay as they were.
         """
         if not self.path.exists():
             return 0
         strange = InputError(f"{self.path} is no checkpoint of a training: remove it, or choose another --output")
         try:
-            saved = torch.load(self.path, weights_only=True)
-            known, epoch = dict(saved["identity"]), saved["epoch"]
-        except Exception as error:  # torch raises whatever unpickling runs into
+            with safe_open(self.path, "pt") as file:
+                about = file.metadata() or {}
+                known, epoch = json.loads(about["identity"]), int(json.loads(about["epoch"]))
+                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            own = json.loads(json.dumps(self._identity))
+            differing = sorted(key for key in {*known, *own} if key not in known or known[key] != own.get(key, ...))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise strange from error
-        own = self._identity
-        differing = sorted(key for key in {*known, *own} if key not in known or known[key] != own.get(key, ...))
         if differing:
             raise InputError(
                 f"{self.path} is an unfinished training with another {', '.join(differing)}: "
                 "finish it, remove it, or choose another --output"
             )
-        if not set(stateful) <= set(saved):
+        parts: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        for name, tensor in saved.items():
+            part, _, key = name.partition("/")
+            parts[part][key] = tensor
+        if not set(stateful) <= set(parts):
             raise strange
         for name, part in stateful.items():
-            part.load_state_dict(saved[name])
+            _load(part, parts[name])
         print(f"resuming after epoch {epoch} from {self.path}", flush=True)
         return epoch
+
+
+def _tensors(part: Any) -> dict[str, torch.Tensor]:
+    """What a module or an optimizer has learnt. An optimizer's settings follow from the recipe and are left out."""
+    state = part.state_dict()
+    if not isinstance(part, torch.optim.Optimizer):
+        return state
+    return {f"{index}.{name}": value for index, kept in state["state"].items() for name, value in kept.items()}
+
+
+def _load(part: Any, tensors: dict[str, torch.Tensor]) -> None:
+    if not isinstance(part, torch.optim.Optimizer):
+        part.load_state_dict(tensors)
+        return
+    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state[int(index)][name] = value
+    part.load_state_dict({"state": dict(state), "param_groups": part.state_dict()["param_groups"]})

@@ -9,6 +9,7 @@ Libraries that only reading a dataset takes are imported there: an env runner, w
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Dataset:
     classes: tuple[str, ...]  # class names, in label order
     mirrored: bool  # whether a mirrored image keeps its class
     labels: dict[str, np.ndarray]  # split -> (n,) int64
+    digest: str  # SHA-256 of the content: of pixels, or of file names and sizes, and of labels
     _read: Callable[[str, np.ndarray, int, int], np.ndarray]  # (split, positions, shorter side, side) -> images
     image_size: int = IMAGE_SIZE  # side of the images, pixels
 
@@ -124,12 +126,16 @@ def standardise(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
     """Brings each image `(n, c, h, w) uint8` to mean 128 and standard deviation 40, over all its pixels and channels.
 
     Pixels are rounded and cut at 0 and 255, 3.2 deviations away; the deviation is taken as at least 1/sqrt(chw).
+    The sums are integers, so that every machine gives the same codes.
+
     Source: per-image standardisation as in `tf.image.per_image_standardization`, kept in eight bits.
     """
     pixels = torch.as_tensor(pixels)
-    values = pixels.double().flatten(1)
-    deviation, mean = torch.std_mean(values, 1, correction=0, keepdim=True)
-    scaled = (values - mean) / deviation.clamp_min(values.shape[1] ** -0.5)
+    values = pixels.long().flatten(1)
+    count, total, squares = values.shape[1], values.sum(1, keepdim=True), (values**2).sum(1, keepdim=True)
+    # With the mean total / count, and the deviation sqrt(count squares - total^2) / count.
+    deviation = (count * squares - total**2).double().sqrt().clamp_min(count**0.5)
+    scaled = (count * values - total).double() / deviation
     codes = (PIXEL_ZERO_POINT + STANDARD_DEVIATION * scaled).round_().clamp_(0, 255)
     return codes.to(torch.uint8).reshape(pixels.shape)
 
@@ -165,7 +171,8 @@ def _digits() -> Dataset:
         return large.expand(-1, 3, -1, -1).contiguous().numpy()
 
     labels = {split: bunch.target[index].astype(np.int64) for split, index in chosen.items()}
-    return Dataset("digits", tuple(str(digit) for digit in bunch.target_names), False, labels, read)
+    classes, digest = tuple(str(digit) for digit in bunch.target_names), _digest(bunch.images, bunch.target)
+    return Dataset("digits", classes, False, labels, digest, read)
 
 
 def _cifar10(root: Path) -> Dataset:
@@ -189,7 +196,8 @@ def _cifar10(root: Path) -> Dataset:
         return np.ascontiguousarray(source.data[index[positions]].transpose(0, 3, 1, 2))
 
     labels = {split: np.asarray(source.targets, np.int64)[index] for split, (source, index) in parts.items()}
-    return Dataset("cifar10", tuple(train.classes), True, labels, read)
+    digest = _digest(*(np.asarray(part) for source in (train, test) for part in (source.data, source.targets)))
+    return Dataset("cifar10", tuple(train.classes), True, labels, digest, read)
 
 
 def _imagefolder(root: Path) -> Dataset:
@@ -224,8 +232,21 @@ def _imagefolder(root: Path) -> Dataset:
         classes=tuple(train.classes),
         mirrored=True,
         labels=split_labels,
+        digest=_digest(*(_listed(root, *sample) for part in (train, test) for sample in part.samples)),
         _read=lambda split, positions, shorter, side: _decode(paths[split][positions], shorter, side),
     )
+
+
+def _listed(root: Path, path: str, label: int) -> bytes:
+    return f"{os.path.relpath(path, root)}\0{os.path.getsize(path)}\0{label}\n".encode(errors="surrogateescape")
+
+
+def _digest(*parts: np.ndarray | bytes) -> str:
+    """SHA-256 of arrays or bytes, one after the other."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
+    return whole.hexdigest()
 
 
 def _decode(paths: Sequence[str], shorter: int, side: int) -> np.ndarray:

@@ -37,10 +37,10 @@ class State:
     """A batch on its way: the tensors that later nodes still read, and what was counted at the layer just passed."""
 
     layer: int  # index of the next approximated layer; the number of layers once the logits are there
-    tensors: dict[str, torch.Tensor]  # codes, or float32 behind the last weighted node
+    tensors: dict[str, torch.Tensor]  # codes, or integer logits behind the last weighted node
     configurations: int = 1  # that go in lockstep; tensors hold the batch of each, one after the other
     counts: np.ndarray | None = None  # (configurations, 4) int64: products by the kind of activation that they read
-    energy: torch.Tensor | None = None  # (configurations * n, p) float32: sum of squares, at an attention layer
+    energy: torch.Tensor | None = None  # (configurations * n, p) int64: sum of squares, at an attention layer
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]
@@ -109,15 +109,15 @@ class Engine(ABC):
         return self._state(state.layer + 1, tensors, count, counts, energy)
 
     def forward(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
-        """Runs the exact network: `(n, c, h, w) uint8` -> logits `(n, classes) float32`."""
+        """Runs the exact network: `(n, c, h, w) uint8` -> logits `(n, classes) float64`."""
         state = self.start(images)
         for layer, name in enumerate(self.network.layers, 1):  # as `advance` would, but nothing is measured
             state = self._state(layer, self._run(layer, state.tensors | {name: self.codes(state)}))
         return self.logits(state)
 
     def logits(self, state: State) -> torch.Tensor:
-        """The logits `(configurations * n, classes) float32` of a state that has passed every layer, on the CPU."""
-        return state[self.network.nodes[-1].name].cpu()
+        """The logits `(configurations * n, classes) float64` of a state that has passed every layer, on the CPU."""
+        return state[self.network.nodes[-1].name].cpu().double() * self.network.logit_scale
 
     def _site(self, state: State) -> Node:
         return self.network.by_name[self.network.layers[state.layer]]
@@ -147,8 +147,15 @@ class Engine(ABC):
             case Flatten():
                 return inputs[0].contiguous().flatten(1)
             case GlobalAveragePool():
-                return inputs[0].mean((2, 3))
+                return self._average(inputs[0], codes=node.inputs[0] in self.network.scales)
         raise NotImplementedError(type(node).__name__)
+
+    @staticmethod
+    def _average(x: torch.Tensor, codes: bool) -> torch.Tensor:
+        """The mean over space of codes, halves rounded up, or the sum over space of logits."""
+        total = x.sum((2, 3), dtype=torch.float64)  # exact
+        places = x.shape[2] * x.shape[3]
+        return ((total + places // 2) / places).floor().to(x.dtype) if codes else total
 
     @abstractmethod
     def _input(self, images: torch.Tensor) -> torch.Tensor:
@@ -191,7 +198,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _energy(self, x: torch.Tensor) -> torch.Tensor:
-        """Sum over channels of squared codes: `(n, h * w) float32`; each feature's square where there is no space."""
+        """Sum over channels of squared codes: `(n, h * w) int64`; each feature's square where there is no space."""
 
 
 def _segments(network: Network) -> list[list[Node]]:

@@ -8,17 +8,17 @@ from approx_env import cost
 from approx_env.engine import Engine
 from approx_env.errors import InputError
 from approx_env.network import Network
-from approx_env.onednn import OneDnnEngine
 from approx_env.portable import PortableEngine
+from approx_env.vector import VectorEngine
 
-ENGINES = ("onednn", "portable")
+ENGINES = ("vector", "portable")
 
 
-def build(network: Network, engine: str = "onednn", device: str = "cpu", readers: Sequence[cost.Reader] = ()) -> Engine:
+def build(network: Network, engine: str = "vector", device: str = "cpu", readers: Sequence[cost.Reader] = ()) -> Engine:
     """Makes a network ready to run.
 
     Args:
-        engine: 'onednn', the fast one for x86 CPUs, or 'portable', for any device.
+        engine: 'vector', the fast one for x86 CPUs, or 'portable', for any device.
         device: of the portable engine, as torch names it.
 
     Raises:
@@ -27,5 +27,5 @@ def build(network: Network, engine: str = "onednn", device: str = "cpu", readers
     if engine == "portable":
         return PortableEngine(network, readers, device=device)
     if device != "cpu":
-        raise InputError(f"--engine onednn runs on the cpu, and --device {device} came: use --engine portable")
-    return OneDnnEngine(network, readers)
+        raise InputError(f"--engine vector runs on the cpu, and --device {device} came: use --engine portable")
+    return VectorEngine(network, readers)

@@ -2,6 +2,9 @@
 
     return = accuracy - kd_weight * KD - at_weight * AT
 
+A score has the same bits on every machine, for any chunks of the images and any number of threads: `distill` says how
+it is added up.
+
 The teacher's outputs and the first layer's codes, the same for all configurations, are computed once. A configuration
 that begins like the one before it starts where they part.
 """
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from approx_env import cost, distill, engines, memory, tap
+from approx_env import cost, distill, elementary, engines, memory, tap
 from approx_env.calibration import Calibration
 from approx_env.engine import State
 from approx_env.network import Network, pool_first
@@ -57,7 +60,7 @@ class Problem:
     images: np.ndarray  # (n, c, h, w) uint8
     labels: np.ndarray  # (n,) int64
     reward: Reward  # how a return is made
-    engine: str = "onednn"  # see `engines`
+    engine: str = "vector"  # see `engines`
     device: str = "cpu"
 
 
@@ -101,13 +104,13 @@ class Evaluator:
         chunk = self.engine.chunk
         chunks = [problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk)]
         self.starts = [self._start(images) for images in chunks]
-        self.teacher_maps: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
+        self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
         logits = []
         for state in self.starts:
             for name in self.network.layers:
                 state = self.engine.advance(state, None)
-                if name in self.teacher_maps:
-                    self.teacher_maps[name].append(distill.attention_map(state.energy))
+                if name in self.teacher_energies:
+                    self.teacher_energies[name].append(state.energy)
             logits.append(self.engine.logits(state))
         self.teacher_logits = torch.cat(logits)
         self.teacher_accuracy = distill.hard_accuracy(self.teacher_logits, self.labels)
@@ -221,7 +224,7 @@ class Evaluation:
             states = self._through(layer, states, again.codes)
         states = self._through(self.layer, states, codes)
         counts = sum(state.counts for state in states)
-        attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_maps
+        attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_energies
         return Step(codes, counts, self._attention_terms(states) if attention else None, states)
 
     def _through(self, layer: int, states: list[State], codes: np.ndarray) -> list[State]:
@@ -233,12 +236,12 @@ class Evaluation:
         return passed
 
     def _attention_terms(self, states: list[State]) -> list[float]:
-        teacher, count = self._evaluator.teacher_maps[self._evaluator.layers[self.layer]], len(self._returns)
+        teacher, count = self._evaluator.teacher_energies[self._evaluator.layers[self.layer]], len(self._returns)
         distances = [
-            distill.attention_distances(distill.attention_map(state.energy), kept.repeat(count, 1)).reshape(count, -1)
+            distill.attention_distances(state.energy, kept.repeat(count, 1)).reshape(count, -1)
             for state, kept in zip(states, teacher, strict=True)
         ]
-        return [float(np.concatenate([part[k] for part in distances]).mean()) for k in range(count)]
+        return [elementary.mean(np.concatenate([part[k] for part in distances])) for k in range(count)]
 
     def _outcomes(self) -> list[dict]:
         """What each finished student's logits and counts say."""

@@ -66,7 +66,7 @@ def max_pool(x, y, kernel, stride):
 
 @_compiled
 def energy(x, q):
-    """Writes the sum over channels of the squared codes of `x (n, c) uint8` into `q (n,) float32`."""
+    """Writes the sum over channels of the squared codes of `x (n, c) uint8` into `q (n,) int64`."""
     for i in range(x.shape[0]):
         total = np.int32(0)
         for c in range(x.shape[1]):
@@ -109,7 +109,7 @@ def tally(x, low, middle, high, weights, counts):
 def approximate(x, y, codes, weights, counts, q):
     """Writes TAP of `x (n, p, c) uint8` into `y`, and takes its `tally` and `energy` while it is in the cache.
 
-    `codes` are t1, v1, t2, v2, tmax as uint8. `weights` is empty where nothing is counted, and `q (n, p) float32`
+    `codes` are t1, v1, t2, v2, tmax as uint8. `weights` is empty where nothing is counted, and `q (n, p) int64`
     where no energy is asked for.
     """
     t1, v1, t2, v2, tmax = codes

@@ -1,12 +1,26 @@
-"""The INT8 network as data: a list of nodes with plain arrays.
+"""The INT8 network as data: a list of nodes with plain arrays, and what they compute, in integers alone.
 
 `quantize` makes one from a float module, engines run it, `cost` counts it, `teacher` stores it. Weights are int8,
 symmetric, per output channel; activations uint8, per tensor, `x = scale * (code - zero_point)`, with zero point 0
-behind a ReLU. A weighted node accumulates integers, adds its integer bias, and requantises:
+behind a ReLU. Every number that an engine computes is an integer, defined here. So all engines, all CPUs and all
+hardware give the same codes.
 
-    code = clamp(round((sum (c - z) w + bias) * input_scale * weight_scale / scale), 0, 255)
+A weighted node adds up products, adds its bias, and requantises with one integer multiplier for each output channel
+and one shift for all. It rounds halves up, as hardware does that adds half a step before it shifts:
 
-The last weighted node has no output scale and gives float32; what follows it works on floats.
+    a = sum (c - z) w + bias
+    code = clamp((a * multiplier + 2**15) >> 16, 0, 255)                     1 <= multiplier < 2**24
+
+Source: Jacob et al., CVPR 2018, section 2.2, eq. 4 to 6, with a fixed shift. The real weight scale of a channel is
+`multiplier * scale / (2**16 * input scale)`: the quantiser fits it to the multiplier, not the other way round.
+
+Why 16: float32 then computes the same code, and needs one multiplication. A code below 256 has 8 bits before the point
+and 16 behind it, which are the 24 of a float32, so that the product is exact. A larger product may be rounded, but
+rounding keeps order: it stays at 256 or above, and is cut to 255.
+
+The last weighted node gives logits, which are not cut: `a * multiplier`, int64. A global average pool gives
+`(sum + n // 2) // n` of n codes; of logits it gives the sum, and their scale is divided by n instead. A logit's value
+is `integer * Network.logit_scale`, in float64, where the integer is exact.
 """
 
 from __future__ import annotations
@@ -18,6 +32,14 @@ from functools import cached_property
 import numpy as np
 
 INPUT = "input"
+SHIFT = 16  # a multiplier m stands for m / 2**SHIFT
+HALF = 1 << (SHIFT - 1)
+HIGHEST_MULTIPLIER = 2**24 - 1  # exact in float32
+HIGHEST_WEIGHT = 127
+HIGHEST_PAIR = 128  # of two neighbouring input channels' weights of one sign: 255 * 128 < 2**15
+HIGHEST_SUM = 2**30  # of products and bias, in magnitude
+HIGHEST_VALUE = 2**31  # of a sum, requantised and not cut, in magnitude
+HIGHEST_LOGIT = 2**40  # in magnitude: a sum over 4,096 places is exact in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +54,12 @@ class Node:
 class Weighted(Node):
     """A node with weights."""
 
-    weight: np.ndarray  # (out, in, kernel, kernel) or (out, in) int8, in -127..127
-    weight_scale: np.ndarray  # (out,) float32, > 0
-    bias: np.ndarray  # (out,) int32, in units of input_scale * weight_scale
-    relu: bool
-    scale: float | None  # of the output codes; None: float32 output
+    weight: np.ndarray  # (out, in, kernel, kernel) or (out, in) int8, in -127..127, pair-safe
+    bias: np.ndarray  # (out,) int32, in units of a product
+    multiplier: np.ndarray  # (out,) int32, in 1..HIGHEST_MULTIPLIER
+    relu: bool  # whether negative logits become 0; codes have no sign anyway
+    scale: float  # of the output codes; of logits: of a * multiplier / 2**16
+    logits: bool  # whether the output is a * multiplier, int64, instead of codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +86,7 @@ class MaxPool(Node):
 
 @dataclass(frozen=True, eq=False)
 class GlobalAveragePool(Node):
-    """Mean over space of a float tensor; gives `(n, c)`."""
+    """Mean over space of codes, sum over space of logits; gives `(n, c)`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +140,7 @@ class Network:
                 fault = f"reads unknown {sorted(missing)}" if missing else "has a name already taken"
                 raise ValueError(f"node '{node.name}' {fault}: nodes must be named once and come after their inputs")
             known.add(node.name)
+            _check(node)
         strangers = set(self.attention) - set(self.layers)
         if strangers or not self.layers:
             raise ValueError(f"attention layers must be approximated layers {self.layers}, got {self.attention}")
@@ -141,13 +165,28 @@ class Network:
 
     @cached_property
     def scales(self) -> dict[str, float]:
-        """Scale of each tensor of codes; a float tensor has none."""
+        """Scale of each tensor of codes; logits have none."""
         scales = {INPUT: self.input_scale}
         for node in self.nodes:
-            scale = node.scale if isinstance(node, Weighted) else scales.get(node.inputs[0])
-            if scale is not None:
-                scales[node.name] = scale
+            if isinstance(node, Weighted) and not node.logits:
+                scales[node.name] = node.scale
+            elif not isinstance(node, Weighted) and node.inputs[0] in scales:
+                scales[node.name] = scales[node.inputs[0]]
         return scales
+
+    @cached_property
+    def logit_scale(self) -> float:
+        """What an integer logit is multiplied by."""
+        *_, last = (node for node in self.nodes if isinstance(node, Weighted))
+        scale = last.scale / (1 << SHIFT)
+        for node in self.nodes[self.nodes.index(last) + 1 :]:
+            if isinstance(node, GlobalAveragePool):
+                scale /= int(np.prod(self.shapes[node.inputs[0]][1:]))
+        return scale
+
+    def weight_scale(self, node: Weighted) -> np.ndarray:
+        """Scale of the weights of each output channel, `(out,) float64`."""
+        return node.multiplier * (node.scale / (1 << SHIFT) / self.scales[node.inputs[0]])
 
     def zero_point(self, name: str) -> int:
         """The code of 0.0 in the named tensor: the input's until a weighted node, 0 behind it."""
@@ -170,6 +209,52 @@ class Network:
             for node in self.nodes
             if isinstance(node, Weighted)
         }
+
+
+def weight_pairs(weight: np.ndarray) -> np.ndarray:
+    """Largest magnitude of the same-signed sum of two neighbouring input channels, per output channel.
+
+    Args:
+        weight: `(out, in, ...)`, any number type.
+
+    Returns:
+        `(out,)`, of the same type (int64 for integers).
+    """
+    wide = weight.astype(np.int64) if np.issubdtype(weight.dtype, np.integer) else weight
+    wide = wide.reshape(*wide.shape[:2], -1)
+    even, odd = wide[:, 0::2], wide[:, 1::2]
+    if odd.shape[1] < even.shape[1]:
+        odd = np.concatenate([odd, np.zeros_like(even[:, :1])], 1)
+    positive = np.maximum(even, 0) + np.maximum(odd, 0)
+    negative = np.maximum(-even, 0) + np.maximum(-odd, 0)
+    return np.maximum(positive, negative).max((1, 2))
+
+
+def highest_sums(node: Weighted) -> np.ndarray:
+    """The largest magnitude that products and bias can add up to, per output channel: `(out,) int64`."""
+    products = 255 * np.abs(node.weight.astype(np.int64)).reshape(len(node.weight), -1).sum(1)
+    return products + np.abs(node.bias.astype(np.int64))
+
+
+def _check(node: Node) -> None:
+    """Raises ValueError where a node breaks a bound that engines rely on."""
+    if not isinstance(node, Weighted):
+        return
+    sums, multiplier = highest_sums(node), node.multiplier.astype(np.int64)
+    values = sums * multiplier >> SHIFT
+    bounds = {
+        f"weights of at least {-HIGHEST_WEIGHT}": node.weight.min() >= -HIGHEST_WEIGHT,
+        f"neighbouring weights of one sign that add up to at most {HIGHEST_PAIR}":
+            weight_pairs(node.weight).max() <= HIGHEST_PAIR,
+        f"multipliers in 1..{HIGHEST_MULTIPLIER}": 1 <= multiplier.min() and multiplier.max() <= HIGHEST_MULTIPLIER,
+        f"sums below {HIGHEST_SUM}": sums.max() < HIGHEST_SUM,
+        f"requantised sums below {HIGHEST_VALUE}": node.logits or values.max() < HIGHEST_VALUE,
+        f"logits below {HIGHEST_LOGIT}": not node.logits or (sums * multiplier).max() < HIGHEST_LOGIT,
+        "a positive, finite scale": 0 < node.scale < np.inf,
+    }  # fmt: skip
+    broken = [bound for bound, holds in bounds.items() if not holds]
+    if broken:
+        raise ValueError(f"node '{node.name}' must have {', '.join(broken)}: quantise its module by approx_env.quantize")
 
 
 def pool_first(network: Network) -> Network:

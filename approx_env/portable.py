@@ -2,7 +2,7 @@
 
 Codes up to 255 and int8 weights are exact in float32 and TF32, and so are their products and sums below 2**24. Where
 a sum could be larger, the input channels are taken in parts, which are added in float64. Requantisation is in float64
-as well, so that the codes are the exact reference's. Each engine proves its sums when it is built.
+as well, where every product of a sum and a multiplier is exact. Each engine proves its codes when it is built.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from approx_env import cost, reference, tap
 from approx_env.engine import Engine, in_order
 from approx_env.errors import InputError
-from approx_env.network import MaxPool, Network, Weighted
+from approx_env.network import HALF, SHIFT, MaxPool, Network, Weighted
 
 LARGEST_EXACT = 2**24  # integers up to here are exact in float32
 PROOF_IMAGES = 8
@@ -44,7 +44,7 @@ class PortableEngine(Engine):
         weighted = [node for node in network.nodes if isinstance(node, Weighted)]
         self._weights = {node.name: self._parts(node) for node in weighted}
         self._affine = {
-            node.name: [self._a_channel(values, node) for values in (node.weight_scale.astype(np.float64), node.bias)]
+            node.name: [self._a_channel(values.astype(np.float64), node) for values in (node.bias, node.multiplier)]
             for node in weighted
         }
         for node in weighted:
@@ -81,30 +81,28 @@ class PortableEngine(Engine):
         return total
 
     def _prove(self, node: Weighted) -> None:
-        """Compares sums of extreme codes with float64's on the CPU."""
+        """Compares what comes of extreme codes with the reference, on the CPU."""
         generator = torch.Generator().manual_seed(0)
         shape = self.network.shapes[node.inputs[0]]
         codes = torch.randint(0, 256, (PROOF_IMAGES, *shape), generator=generator).float()
         codes[0] = tap.HIGHEST_CODE
-        found = self._sums(node, in_order(codes.to(self.device))).cpu()
-        x, weight = codes.double() - self.network.zero_point(node.inputs[0]), torch.from_numpy(node.weight).double()
-        expected = reference.products(node, x, weight)
-        if not torch.equal(found, expected):
+        found = self._weighted(node, in_order(codes.to(self.device)), {}).cpu().numpy().astype(np.int64)
+        expected = reference.weighted(self.network, node, codes.numpy())
+        if not np.array_equal(found, expected):
             raise InputError(
-                f"the portable engine on {self.device} must give exact sums, and those of '{node.name}' differ by up "
-                f"to {(found - expected).abs().max():g}: use another device, or --engine onednn"
+                f"the portable engine on {self.device} must give exact codes, and those of '{node.name}' differ by up "
+                f"to {np.abs(found - expected).max()}: use another device, or --engine vector"
             )
 
     def _input(self, images: torch.Tensor) -> torch.Tensor:
         return in_order(images.to(self.device).float())
 
     def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        weight_scale, bias = self._affine[node.name]
-        value = (self._sums(node, x) + bias) * weight_scale
-        value *= self.network.scales[node.inputs[0]]
-        if node.scale is None:
-            return (value.clamp(min=0) if node.relu else value).float()
-        return in_order((value / node.scale).round().clamp(0, tap.HIGHEST_CODE).float())
+        bias, multiplier = self._affine[node.name]
+        value = (self._sums(node, x) + bias) * multiplier  # an integer below 2**53
+        if node.logits:
+            return value.clamp(min=0) if node.relu else value
+        return in_order(((value + HALF) / (1 << SHIFT)).floor().clamp(0, tap.HIGHEST_CODE).float())
 
     def _max_pool(self, x: torch.Tensor, node: MaxPool) -> torch.Tensor:
         height, width = self.network.shapes[node.name][1:]
@@ -134,7 +132,7 @@ class PortableEngine(Engine):
 
     def _energy(self, x: torch.Tensor) -> torch.Tensor:
         squares = x.double() ** 2
-        return (squares.sum(1).flatten(1) if x.dim() == 4 else squares).float()
+        return (squares.sum(1).flatten(1) if x.dim() == 4 else squares).long()
 
 
 def available_device(name: str | torch.device) -> torch.device:

@@ -58,10 +58,7 @@ class FakeQuantised(nn.Module):
 
     def draft(self) -> Draft:
         """The draft with the weights and scales as they are now."""
-        scales = dict(self._draft.scales)
-        for name, group in self._draft.sharing.items():
-            if group in self._group:
-                scales[name] = self.log_scales[self._group[group]].exp().item()
+        scales = {name: self._scale(name) for name in self._draft.scales}
         parts = {}
         for name, old in self._draft.parts.items():
             parts[name] = dict(old)
@@ -74,7 +71,7 @@ class FakeQuantised(nn.Module):
     def _run(self, name: str, parts: dict, inputs: list[torch.Tensor]) -> torch.Tensor:
         kind, x = parts["kind"], inputs[0]
         if kind in (Convolution, Linear):
-            weight, bias = _rounded_weight(self.weights[self._index[name]]), self.biases[self._index[name]]
+            weight, bias = self._rounded_weight(name, parts), self.biases[self._index[name]]
             if kind is Convolution:
                 x = F.conv2d(x, weight, bias, parts["stride"], parts["padding"])
             else:
@@ -94,6 +91,22 @@ class FakeQuantised(nn.Module):
             return x
         raise NotImplementedError(kind.__name__)
 
+    def _rounded_weight(self, name: str, parts: dict) -> torch.Tensor:
+        """The weight as its INT8 codes and scales give it; gradients pass as if it were not rounded."""
+        weight = self.weights[self._index[name]]
+        plain = weight.detach().double().cpu().numpy()
+        input_scale, scale = self._scale(parts["inputs"][0]), self._scale(name)
+        scale = quantize.logit_scale(plain, input_scale) if scale is None else scale
+        step = quantize.requantisation_step(scale, input_scale)
+        codes, multiples = quantize.quantize_weight(plain, step)
+        rounded = codes * (multiples * step).reshape(-1, *[1] * (weight.dim() - 1))
+        return weight + (torch.from_numpy(rounded).to(weight) - weight).detach()
+
+    def _scale(self, name: str) -> float | None:
+        """The scale of a tensor of codes as it is now; None of logits."""
+        group = self._draft.sharing[name]
+        return self.log_scales[self._group[group]].exp().item() if group in self._group else self._draft.scales[name]
+
     def _rounded(self, name: str, x: torch.Tensor) -> torch.Tensor:
         group = self._draft.sharing[name]
         if group is None:
@@ -111,10 +124,3 @@ def _rounded(x: torch.Tensor) -> torch.Tensor:
 
 def _scaled_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
     return (x - x * factor).detach() + x * factor
-
-
-def _rounded_weight(weight: torch.Tensor) -> torch.Tensor:
-    """The weight as its INT8 codes and scales give it; gradients pass as if it were not rounded."""
-    codes, scale = quantize.quantize_weight(weight.detach().cpu().numpy())
-    rounded = codes * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    return weight + (torch.from_numpy(rounded).to(weight.device) - weight).detach()

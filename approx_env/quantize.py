@@ -6,6 +6,8 @@ error of the codes. Tensors that are concatenated share one scale, so that the c
 tensors that are added, and their sum: a bypass addition is then the integer sum of two codes, cut at 255, without a
 multiplication or a rounding; the scale is fitted on operands and sum together, in which the sum is the widest.
 
+Requantisation is integer (see `network`): the scales of weights are fitted to its multipliers.
+
 Weights are kept 'pair-safe'. x86 cores with AVX2 but without VNNI multiply uint8 by int8 in pairs and saturate the
 sum of a pair at 16 bits (oneDNN developer guide, 'Nuances of int8 computations'): 255 * 127 twice is too much. So
 each output channel's scale is large enough that neighbouring input channels' weights of one sign add up to at most
@@ -27,7 +29,11 @@ from torch.nn import functional as F
 from approx_env import data
 from approx_env.errors import InputError
 from approx_env.network import (
+    HIGHEST_MULTIPLIER,
+    HIGHEST_SUM,
+    HIGHEST_WEIGHT,
     INPUT,
+    SHIFT,
     Addition,
     Concatenation,
     Convolution,
@@ -38,44 +44,46 @@ from approx_env.network import (
     Network,
     Node,
     Site,
+    weight_pairs,
 )
 
-HIGHEST_WEIGHT = 127
-HIGHEST_PAIR = 128  # 255 * 128 < 2**15
+HIGHEST_BIAS = HIGHEST_SUM // 2
+FINEST_LOGITS = 2**12  # multiplier of the last layer's widest channel
+LOWEST_WEIGHT = 1e-12  # of a layer whose weights are all 0
 SAMPLES = 1_000_000  # activations a tensor that its scale is fitted on, at most
 CLIPS = np.linspace(0.2, 1.0, 81)  # candidate clips, as shares of the maximum
 
 
-def weight_pairs(weight: np.ndarray) -> np.ndarray:
-    """Largest magnitude of the same-signed sum of two neighbouring input channels, per output channel.
-
-    Args:
-        weight: `(out, in, ...)`, any number type.
-
-    Returns:
-        `(out,)`, of the same type (int64 for integers).
-    """
-    wide = weight.astype(np.int64) if np.issubdtype(weight.dtype, np.integer) else weight
-    wide = wide.reshape(*wide.shape[:2], -1)
-    even, odd = wide[:, 0::2], wide[:, 1::2]
-    if odd.shape[1] < even.shape[1]:
-        odd = np.concatenate([odd, np.zeros_like(even[:, :1])], 1)
-    positive = np.maximum(even, 0) + np.maximum(odd, 0)
-    negative = np.maximum(-even, 0) + np.maximum(-odd, 0)
-    return np.maximum(positive, negative).max((1, 2))
-
-
-def quantize_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize_weight(weight: np.ndarray, step: float) -> tuple[np.ndarray, np.ndarray]:
     """Rounds `weight (out, in, ...) float` to pair-safe int8 per output channel.
 
+    A channel's scale is the smallest multiple of `step` that keeps its codes in range. With
+    `step = scale / (2**16 * input scale)` that multiple is the integer multiplier of the channel's requantisation, and
+    nothing is lost by its rounding: the weights are rounded to the scale that it stands for.
+
+    Args:
+        step: of the scales, > 0.
+
     Returns:
-        Codes of the same shape, int8 in -127..127, and scales `(out,) float32`.
+        Codes of the same shape, int8 in -127..127, and multiples `(out,) int32` of `step`.
     """
     magnitude = np.abs(weight).reshape(len(weight), -1).max(1)
     # Two roundings add at most 1 to a pair: 127 before them is at most 128 after.
-    scale = np.maximum(np.maximum(magnitude, weight_pairs(weight)) / HIGHEST_WEIGHT, 1e-12).astype(np.float32)
-    codes = np.rint(weight / scale.reshape(-1, *[1] * (weight.ndim - 1)))
-    return np.ascontiguousarray(np.clip(codes, -HIGHEST_WEIGHT, HIGHEST_WEIGHT), np.int8), scale
+    wanted = np.maximum(magnitude, weight_pairs(weight)) / HIGHEST_WEIGHT / step
+    multiples = np.clip(np.ceil(wanted), 1, HIGHEST_MULTIPLIER)
+    codes = np.rint(weight / (multiples * step).reshape(-1, *[1] * (weight.ndim - 1)))
+    return np.ascontiguousarray(np.clip(codes, -HIGHEST_WEIGHT, HIGHEST_WEIGHT), np.int8), multiples.astype(np.int32)
+
+
+def requantisation_step(scale: float, input_scale: float) -> float:
+    """What a multiplier of 1 stands for as a scale of weights, between tensors of codes of these two scales."""
+    return scale / (1 << SHIFT) / input_scale
+
+
+def logit_scale(weight: np.ndarray, input_scale: float) -> float:
+    """A scale of logits under which the multipliers of `weight (out, in, ...) float` have FINEST_LOGITS steps."""
+    highest = max(np.abs(weight).max(), weight_pairs(weight).max(), LOWEST_WEIGHT) / HIGHEST_WEIGHT
+    return float(highest * input_scale * (1 << SHIFT) / FINEST_LOGITS)
 
 
 def mse_scale(sample: np.ndarray) -> float:
@@ -169,11 +177,14 @@ class Draft:
         for name, parts in self.parts.items():
             fields = {key: value for key, value in parts.items() if key not in ("kind", "float_weight", "float_bias")}
             if "float_weight" in parts:
-                weight, weight_scale = quantize_weight(parts["float_weight"])
-                input_scale = self.scales[parts["inputs"][0]]
-                bias = np.rint(parts["float_bias"] / (input_scale * weight_scale.astype(np.float64)))
-                fields |= {"weight": weight, "weight_scale": weight_scale, "scale": self.scales[name]}
-                fields["bias"] = np.clip(bias, -(2**31), 2**31 - 1).astype(np.int32)
+                input_scale, scale = self.scales[parts["inputs"][0]], self.scales[name]
+                logits = scale is None
+                scale = logit_scale(parts["float_weight"], input_scale) if logits else scale
+                step = requantisation_step(scale, input_scale)
+                weight, multiplier = quantize_weight(parts["float_weight"], step)
+                bias = np.clip(np.rint(parts["float_bias"] / (input_scale * step * multiplier)), -HIGHEST_BIAS, HIGHEST_BIAS)
+                fields |= {"weight": weight, "multiplier": multiplier, "scale": scale, "logits": logits}
+                fields["bias"] = bias.astype(np.int32)
             nodes.append(parts["kind"](name=name, **fields))
         return Network(**self.header, nodes=tuple(nodes))
 

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from approx_env import data, tap
 from approx_env.network import (
+    HALF,
     INPUT,
+    SHIFT,
     Addition,
     Concatenation,
     Convolution,
@@ -33,7 +35,8 @@ def forward(
 ) -> dict[str, np.ndarray]:
     """Runs `network` on `images (n, c, h, w) uint8` and returns every node's output by name.
 
-    Sums of products are taken in float64, exact below 2**53, and requantised in float64, rounding half to even.
+    Codes are uint8, logits int64. Sums of products are taken in float64, which is exact below 2**53; all else is in
+    integers.
 
     Args:
         configuration: for each approximated layer its `(codes, tmax)`; a layer that is missing stays exact.
@@ -43,11 +46,11 @@ def forward(
         inputs = [outputs[name] for name in node.inputs]
         match node:
             case Weighted():
-                outputs[node.name] = _weighted(network, node, inputs[0])
+                outputs[node.name] = weighted(network, node, inputs[0])
             case MaxPool():
                 outputs[node.name] = max_pool(inputs[0], node.kernel, node.stride, network.shapes[node.name][1:])
             case GlobalAveragePool():
-                outputs[node.name] = inputs[0].mean((2, 3))
+                outputs[node.name] = average(inputs[0])
             case Concatenation():
                 outputs[node.name] = np.concatenate(inputs, 1)
             case Addition():
@@ -60,15 +63,21 @@ def forward(
     return outputs
 
 
-def _weighted(network: Network, node: Weighted, codes: np.ndarray) -> np.ndarray:
+def weighted(network: Network, node: Weighted, codes: np.ndarray) -> np.ndarray:
+    """What a weighted node makes of codes: its definition in `network`, word for word."""
     x = torch.from_numpy(codes.astype(np.float64) - network.zero_point(node.inputs[0]))
-    sums = products(node, x, torch.from_numpy(node.weight.astype(np.float64))).numpy()
+    sums = products(node, x, torch.from_numpy(node.weight.astype(np.float64))).numpy().astype(np.int64)
     axes = (-1, *[1] * (sums.ndim - 2))
-    value = (sums + node.bias.reshape(axes)) * node.weight_scale.astype(np.float64).reshape(axes)
-    value *= network.scales[node.inputs[0]]
-    if node.scale is None:
+    value = (sums + node.bias.reshape(axes)) * node.multiplier.astype(np.int64).reshape(axes)
+    if node.logits:
         return np.maximum(value, 0) if node.relu else value
-    return np.clip(np.rint(value / node.scale), 0, tap.HIGHEST_CODE).astype(np.uint8)
+    return np.clip((value + HALF) >> SHIFT, 0, tap.HIGHEST_CODE).astype(np.uint8)
+
+
+def average(x: np.ndarray) -> np.ndarray:
+    """A global average pool of `x (n, c, h, w)`: the mean of codes, halves rounded up; the sum of logits."""
+    total, places = x.sum((2, 3), dtype=np.int64), x.shape[2] * x.shape[3]
+    return ((total + places // 2) // places).astype(np.uint8) if x.dtype == np.uint8 else total
 
 
 def products(node: Weighted, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -1,32 +1,77 @@
-"""AVX2 vectors for numba: the inner loops of `convolution.py`, written as LLVM instructions.
+"""Vector instructions for numba: the inner loops of `convolution.py` and `kernels.py`, written as LLVM instructions.
 
 Numba has no integer dot products; these functions put them, and the transforms around them, into the code that it
-compiles. All arguments are 64-bit integers, most of them addresses, and all steps are in bytes. 16 output channels
-are two registers of eight int32, in the order of `LANES`, which the instructions that narrow them to bytes undo.
+compiles. All arguments are 64-bit integers, most of them addresses, and all steps are in bytes. The first argument of
+those that `convolution.py` calls says for which instruction set: its place in `SETS`, a constant of the calling code.
+
+A block of output channels is two registers of int32. With 256-bit registers their lanes have the order of
+`Instructions.order`, which the instructions that narrow them to bytes undo.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 
+import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-CHANNELS = 16  # output channels in a block
 POOLED = 32  # channels that `window_maximum` takes
 LONGEST = 8160  # codes that `approximate` counts in bytes
-LANES = (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15)  # the channel of each int32 of a block
-ROWS = 6  # rows of activations that one product takes: 12 registers of sums, out of 16
-FEW_ROWS = 4  # the same where rows come in fours
+TRANSFORMED = 16  # channels that `transform_input` takes
 TILE, OUTPUT_TILE = 6, 4  # sides of a Winograd tile: 6 x 6 inputs give 4 x 4 outputs
 INVERSE_OF_9 = 954_437_177  # modulo 2**32
 
+
+@dataclass(frozen=True)
+class Instructions:
+    """A set of vector instructions, and how the inner loops use it."""
+
+    name: str
+    features: tuple[str, ...]  # that a CPU must have, as LLVM names them
+    lanes: int  # int32 in a register
+    dot: bool  # whether one instruction adds up products (VNNI); else three do
+    rows: int  # of activations that one product of codes takes; two registers of sums each
+    tiles: int  # rows of one product in Winograd's form
+
+    @property
+    def channels(self) -> int:
+        """Output channels in a block."""
+        return 2 * self.lanes
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The channel of each int32 of a block whose sums become codes."""
+        if self.lanes == 16:
+            return tuple(range(32))
+        return (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15)
+
+    @property
+    def available(self) -> bool:
+        """Whether this CPU has it."""
+        return all(_features().get(feature) for feature in self.features)
+
+
+SETS = (  # the best first
+    Instructions("avx512vnni", ("avx512vnni", "avx512bw", "avx512vl", "avx512f", "avx2"), 16, True, 8, 6),
+    Instructions("avxvnni", ("avx512vnni", "avx512vl", "avx2"), 8, True, 6, 6),
+    Instructions("avx2", ("avx2",), 8, False, 6, 6),
+)
+
+
+@cache
+def _features() -> dict[str, bool]:
+    return dict(llvmlite.binding.get_host_cpu_features())
+
+
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 BYTES, MANY_BYTES = ir.VectorType(I8, 16), ir.VectorType(I8, 32)
-SHORTS, FEW_SHORTS = ir.VectorType(I16, 16), ir.VectorType(I16, 8)
-WORDS, FLOATS = ir.VectorType(I32, 8), ir.VectorType(ir.FloatType(), 8)
+SHORTS = ir.VectorType(I16, 16)
+WORDS = ir.VectorType(I32, 8)
 FOUR = ir.VectorType(I64, 4)
 
 
@@ -57,51 +102,70 @@ def transform_input(typingctx, sources, channel, out, step):
     return _writes(4, _transform_input)
 
 
-@intrinsic
-def multiply_shorts(typingctx, rows, row_step, weight, steps, out):
-    """Multiplies 6 rows of int16 by int16 weights of 16 channels; writes `(6, 16) int32`, sums modulo 2**32.
+@intrinsic(prefer_literal=True)
+def multiply_shorts(typingctx, instructions, rows, row_step, weight, steps, out):
+    """Multiplies `tiles` rows of int16 by int16 weights of a block; writes int32 sums modulo 2**32, a block a row.
 
-    `steps` pairs of inputs are multiplied, two pairs at a time; `weight` holds `(steps, 16, 2)`.
+    `steps` pairs of inputs are multiplied, two pairs at a time; `weight` holds `(steps, channels, 2)`.
     """
-    return _writes(5, _multiply_shorts)
+    return _writes(5, _multiply_shorts, instructions)
 
 
-@intrinsic
-def transform_output(typingctx, sums, step, bias, multiplier, targets, channel):
-    """Turns 36 blocks of int32, `step` apart, into 4 x 4 blocks of codes, at the addresses at `targets`."""
-    return _writes(6, _transform_output)
+@intrinsic(prefer_literal=True)
+def transform_output(typingctx, instructions, sums, step, bias, multiplier, targets, channel, valid):
+    """Turns 36 blocks of int32, `step` apart, into 4 x 4 blocks of codes, `channel` behind the addresses at `targets`.
 
-
-@intrinsic
-def multiply_codes(typingctx, rows, row_step, steps, offsets, weight, bias, multiplier, out, out_step):
-    """Multiplies 6 rows of uint8 by int8 weights of 16 channels, and writes the codes of the result.
-
-    Step k multiplies the four inputs at `offsets[k]` (int32) of each row; `weight` holds `(steps, 16, 4)`.
+    Of each block the first `valid` channels are written.
     """
-    return _writes(9, lambda *arguments: _multiply_codes(ROWS, *arguments))
+    return _writes(7, _transform_output, instructions)
 
 
-@intrinsic
-def multiply_few_codes(typingctx, rows, row_step, steps, offsets, weight, bias, multiplier, out, out_step):
-    """The same as `multiply_codes` for 4 rows."""
-    return _writes(9, lambda *arguments: _multiply_codes(FEW_ROWS, *arguments))
+@intrinsic(prefer_literal=True)
+def multiply_codes(typingctx, instructions, sources, steps, offsets, weight, bias, multiplier, targets, channel, valid):
+    """Multiplies `rows` rows of uint8 by int8 weights of a block, and writes the codes of the result.
+
+    `sources` and `targets` hold the rows' addresses. Step k multiplies the four inputs at `offsets[k]` (int32) of each
+    row; `weight` holds `(steps, channels, 4)`. Of a block the first `valid` channels are written, at `channel`.
+    """
+    return _writes(9, _multiply_codes, instructions)
 
 
-def _writes(count: int, body: Callable):
-    """What numba asks of an intrinsic: a signature of `count` integers, and a function that writes its code."""
+@intrinsic(prefer_literal=True)
+def add_products(typingctx, instructions, sources, steps, offsets, weight, bias, targets, channel):
+    """The same, but writes sum and bias of all channels as int32."""
+    return _writes(7, _add_products, instructions)
+
+
+def _writes(count: int, body: Callable, instructions: types.Type | None = None):
+    """What numba asks of an intrinsic: a signature of `count` integers, and a function that writes its code.
+
+    With `instructions`, these come behind the place of an instruction set in `SETS`.
+    """
+    whole = [types.int64] * count
+    if instructions is None:
+
+        def codegen(context, builder, signature, arguments):
+            body(_Code(builder, SETS[-1]), *arguments)
+            return context.get_dummy_value()
+
+        return types.void(*whole), codegen
+    if not isinstance(instructions, types.IntegerLiteral):
+        return None  # numba tries again with the constant's value
 
     def codegen(context, builder, signature, arguments):
-        body(_Code(builder), *arguments)
+        body(_Code(builder, SETS[instructions.literal_value]), *arguments[1:])
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * count), codegen
+    return types.void(instructions, *whole), codegen
 
 
 class _Code:
     """An LLVM builder with the few operations that are needed here."""
 
-    def __init__(self, builder: ir.IRBuilder):
-        self.builder = builder
+    def __init__(self, builder: ir.IRBuilder, instructions: Instructions):
+        self.builder, self.set = builder, instructions
+        self.words = ir.VectorType(I32, instructions.lanes)  # a register, of sums or of what is multiplied
+        self.block_bytes = 4 * instructions.channels  # of sums, and of a step's weights
 
     def load(self, kind: ir.Type, address, offset=0):
         return self.builder.load(self._pointer(kind, address, offset), align=1)
@@ -125,11 +189,31 @@ class _Code:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
-    def spread(self, kind: ir.VectorType, address, offset):
-        """Four bytes of memory, again and again."""
-        undefined = ir.Constant(WORDS, ir.Undefined)
+    def halves(self, address, offset=0) -> list:
+        """The two registers of a block."""
+        return [self.load(self.words, self.builder.add(address, _as_constant(offset)), half * self.set.lanes * 4)
+                for half in range(2)]  # fmt: skip
+
+    def spread(self, address, offset):
+        """Four bytes of memory, again and again, as a register."""
+        undefined = ir.Constant(self.words, ir.Undefined)
         first = self.builder.insert_element(undefined, self.load(I32, address, offset), ir.Constant(I32, 0))
-        return self.builder.bitcast(self.builder.shuffle_vector(first, undefined, _constant(WORDS, 0)), kind)
+        return self.builder.shuffle_vector(first, undefined, _constant(self.words, 0))
+
+    def dot_codes(self, total, codes, weights):
+        """Adds four products of uint8 and int8 to each int32 of `total`."""
+        if self.set.dot:
+            return self.call(f"llvm.x86.avx512.vpdpbusd.{32 * self.set.lanes}", self.words, total, codes, weights)
+        codes, weights = (self.builder.bitcast(value, MANY_BYTES) for value in (codes, weights))
+        pairs = self.call("llvm.x86.avx2.pmadd.ub.sw", SHORTS, codes, weights)
+        return self.sum(total, self.call("llvm.x86.avx2.pmadd.wd", WORDS, pairs, _constant(SHORTS, 1)))
+
+    def dot_shorts(self, total, a, b):
+        """Adds two products of int16 to each int32 of `total`."""
+        if self.set.dot:
+            return self.call(f"llvm.x86.avx512.vpdpwssd.{32 * self.set.lanes}", self.words, total, a, b)
+        a, b = (self.builder.bitcast(value, SHORTS) for value in (a, b))
+        return self.sum(total, self.call("llvm.x86.avx2.pmadd.wd", WORDS, a, b))
 
     def loop(self, count, stride: int, starts: Sequence, body: Callable) -> list:
         """`values = body(i, values)` for i = 0, stride, .. below `count`, which is positive; gives the last values."""
@@ -150,23 +234,59 @@ class _Code:
         builder.position_at_end(after)
         return results
 
-    def codes(self, low, high, bias, multiplier):
-        """Requantises 16 sums: round((sum + bias) * multiplier), cut to 0..255."""
+    def codes(self, halves: Sequence, bias: Sequence, multiplier: Sequence):
+        """Requantises the sums of a block: the integer definition of `network`, which explains why this is exact."""
+        floats = ir.VectorType(ir.FloatType(), self.set.lanes)
         rounded = []
-        for part, sums in enumerate((low, high)):
-            value = self.builder.sitofp(self.sum(sums, self.load(WORDS, bias, 32 * part)), FLOATS)
-            value = self.builder.fmul(value, self.load(FLOATS, multiplier, 32 * part))
-            rounded.append(self.call("llvm.x86.avx.cvt.ps2dq.256", WORDS, value))
+        for sums, added, factor in zip(halves, bias, multiplier, strict=True):
+            value = self.builder.sitofp(self.sum(sums, added), floats)
+            value = self.builder.fmul(value, self.builder.bitcast(factor, floats))
+            value = self.builder.fadd(value, ir.Constant(floats, [0.5] * self.set.lanes))
+            rounded.append(self.builder.fptosi(value, self.words))  # towards zero: what is negative becomes 0 anyway
+        if self.set.lanes == 16:
+            return self._narrowed(rounded)
         narrow = self.call("llvm.x86.avx2.packssdw", SHORTS, *rounded)
-        halves = [
+        parts = [
             self.builder.shuffle_vector(narrow, narrow, ir.Constant(ir.VectorType(I32, 8), list(range(k, k + 8))))
             for k in (0, 8)
         ]
-        return self.call("llvm.x86.sse2.packuswb.128", BYTES, *halves)
+        return self.call("llvm.x86.sse2.packuswb.128", BYTES, *parts)
+
+    def _narrowed(self, halves: Sequence):
+        cut = []
+        for value in halves:
+            for limit, sign in ((0, "<"), (255, ">")):
+                end = _constant(self.words, limit)
+                value = self.builder.select(self.builder.icmp_signed(sign, value, end), end, value)
+            cut.append(self.builder.trunc(value, BYTES))
+        both = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
+        return self.builder.shuffle_vector(*cut, both)
+
+    def store_first(self, value, count, address, offset) -> None:
+        """Stores the first `count` bytes of a block's codes."""
+        size = value.type.count
+        whole = self.builder.icmp_signed(">=", count, ir.Constant(I64, size))
+        with self.builder.if_else(whole, likely=True) as (then, otherwise):
+            with then:
+                self.store(value, self.builder.add(address, offset))
+            with otherwise:
+                kept = cgutils.alloca_once(self.builder, value.type)
+                self.builder.store(value, kept)
+                bytes_ = self.builder.bitcast(kept, I8.as_pointer())
+
+                def body(i, _):
+                    byte = self.builder.load(self.builder.gep(bytes_, [i]))
+                    self.store(byte, self.builder.add(self.builder.add(address, offset), i))
+                    return []
+
+                self.loop(count, 1, [], body)
 
     def _pointer(self, kind: ir.Type, address, offset):
-        offset = ir.Constant(I64, offset) if isinstance(offset, int) else offset
-        return self.builder.inttoptr(self.builder.add(address, offset), kind.as_pointer())
+        return self.builder.inttoptr(self.builder.add(address, _as_constant(offset)), kind.as_pointer())
+
+
+def _as_constant(offset):
+    return ir.Constant(I64, offset) if isinstance(offset, int) else offset
 
 
 def _constant(kind: ir.Type, value: int):
@@ -254,43 +374,42 @@ def _input_side(code: _Code, d: Sequence) -> list:
 
 
 def _multiply_shorts(code: _Code, rows, row_step, weight, steps, out) -> None:
-    unrolled, pair = 2, 4 * CHANNELS
-    starts = [code.builder.add(rows, code.times(row_step, row)) for row in range(ROWS)]
+    unrolled, count = 2, code.set.tiles
+    starts = [code.builder.add(rows, code.times(row_step, row)) for row in range(count)]
 
     def body(i, sums):
         for k in range(unrolled):
-            at = code.builder.add(weight, code.times(i, pair))
-            weights = [code.load(SHORTS, at, k * pair + 32 * half) for half in range(2)]
+            weights = code.halves(weight, code.builder.add(code.times(i, code.block_bytes), _as_constant(k * code.block_bytes)))
             products = []
-            for start in starts:
-                both = code.spread(SHORTS, code.builder.add(start, code.times(i, 4)), 4 * k)
-                products += [code.call("llvm.x86.avx2.pmadd.wd", WORDS, both, half) for half in weights]
-            sums = [code.sum(total, product) for total, product in zip(sums, products, strict=True)]
+            for row, start in enumerate(starts):
+                both = code.spread(code.builder.add(start, code.times(i, 4)), 4 * k)
+                products += [code.dot_shorts(sums[2 * row + half], both, weights[half]) for half in range(2)]
+            sums = products
         return sums
 
-    sums = code.loop(steps, unrolled, [_constant(WORDS, 0)] * (2 * ROWS), body)
+    sums = code.loop(steps, unrolled, [_constant(code.words, 0)] * (2 * count), body)
     for place, total in enumerate(sums):
-        code.store(total, out, 32 * place)
+        code.store(total, out, 4 * code.set.lanes * place)
 
 
-def _transform_output(code: _Code, sums, step, bias, multiplier, targets, channel) -> None:
+def _transform_output(code: _Code, sums, step, bias, multiplier, targets, channel, valid) -> None:
     halves = []
     for half in range(2):
         columns = []
         for column in range(TILE):
-            places = [code.times(step, TILE * row + column) for row in range(TILE)]
-            columns.append(
-                _output_side(code, [code.load(WORDS, code.builder.add(sums, at), 32 * half) for at in places])
-            )
+            places = [code.builder.add(sums, code.times(step, TILE * row + column)) for row in range(TILE)]
+            columns.append(_output_side(code, [code.load(code.words, at, 4 * code.set.lanes * half) for at in places]))
         outputs = []
         for row in range(OUTPUT_TILE):
             outputs += _output_side(code, [columns[column][row] for column in range(TILE)])
         # Both sides were scaled by 24; 576 = 64 * 9.
         halves.append([
-            code.builder.ashr(code.times(value, INVERSE_OF_9), _constant(WORDS, 6)) for value in outputs
+            code.builder.ashr(code.times(value, INVERSE_OF_9), _constant(code.words, 6)) for value in outputs
         ])  # fmt: skip
-    for place, (low, high) in enumerate(zip(*halves, strict=True)):
-        code.store(code.codes(low, high, bias, multiplier), code.load(I64, targets, 8 * place), channel)
+    biases, multipliers = code.halves(bias), code.halves(multiplier)
+    for place, both in enumerate(zip(*halves, strict=True)):
+        narrow = code.codes(both, biases, multipliers)
+        code.store_first(narrow, valid, code.load(I64, targets, 8 * place), channel)
 
 
 def _output_side(code: _Code, m: Sequence) -> list:
@@ -305,24 +424,34 @@ def _output_side(code: _Code, m: Sequence) -> list:
     ]
 
 
-def _multiply_codes(count, code: _Code, rows, row_step, steps, offsets, weight, bias, multiplier, out, out_step):
-    four = 4 * CHANNELS
-    starts = [code.builder.add(rows, code.times(row_step, row)) for row in range(count)]
-    ones = _constant(SHORTS, 1)
+def _sums_of_codes(code: _Code, sources, steps, offsets, weight) -> list:
+    """The sums of all rows, two registers each."""
+    starts = [code.load(I64, sources, 8 * row) for row in range(code.set.rows)]
 
     def body(i, sums):
-        at = code.builder.add(weight, code.times(i, four))
-        weights = [code.load(MANY_BYTES, at, 32 * half) for half in range(2)]
+        weights = code.halves(weight, code.times(i, code.block_bytes))
         offset = code.builder.sext(code.load(I32, offsets, code.times(i, 4)), I64)
-        products = []
-        for start in starts:
-            codes = code.spread(MANY_BYTES, start, offset)
-            for half in weights:
-                pairs = code.call("llvm.x86.avx2.pmadd.ub.sw", SHORTS, codes, half)
-                products.append(code.call("llvm.x86.avx2.pmadd.wd", WORDS, pairs, ones))
-        return [code.sum(total, product) for total, product in zip(sums, products, strict=True)]
+        results = []
+        for row, start in enumerate(starts):
+            codes = code.spread(start, offset)
+            results += [code.dot_codes(sums[2 * row + half], codes, weights[half]) for half in range(2)]
+        return results
 
-    sums = code.loop(steps, 1, [_constant(WORDS, 0)] * (2 * count), body)
-    for row in range(count):
-        result = code.codes(sums[2 * row], sums[2 * row + 1], bias, multiplier)
-        code.store(result, out, code.times(out_step, row))
+    return code.loop(steps, 1, [_constant(code.words, 0)] * (2 * code.set.rows), body)
+
+
+def _multiply_codes(code: _Code, sources, steps, offsets, weight, bias, multiplier, targets, channel, valid) -> None:
+    sums = _sums_of_codes(code, sources, steps, offsets, weight)
+    biases, multipliers = code.halves(bias), code.halves(multiplier)
+    for row in range(code.set.rows):
+        narrow = code.codes(sums[2 * row : 2 * row + 2], biases, multipliers)
+        code.store_first(narrow, valid, code.load(I64, targets, 8 * row), channel)
+
+
+def _add_products(code: _Code, sources, steps, offsets, weight, bias, targets, channel) -> None:
+    sums = _sums_of_codes(code, sources, steps, offsets, weight)
+    biases = code.halves(bias)
+    for row in range(code.set.rows):
+        target = code.builder.add(code.load(I64, targets, 8 * row), code.times(channel, 4))
+        for half in range(2):
+            code.store(code.sum(sums[2 * row + half], biases[half]), target, 4 * code.set.lanes * half)

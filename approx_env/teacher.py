@@ -18,11 +18,11 @@ import torch
 from safetensors.numpy import load, save
 from torch import nn
 
-from approx_env import models, network
+from approx_env import models, network, quantize
 from approx_env.errors import InputError
 from approx_env.network import Network, Node
 
-FORMAT = 1
+FORMAT = 2  # 1 had float32 scales of weights in place of integer multipliers
 SHIPPED = Path(__file__).parent / "teachers"
 
 
@@ -70,6 +70,11 @@ def read(path: str | os.PathLike) -> Teacher:
     path = Path(path)
     path = path.with_suffix(".json") if path.suffix == ".safetensors" else path
     arrays, about = _read(path)
+    if "network" in about and about.get("format") == 1:
+        raise InputError(
+            f"{path} is an INT8 teacher of format 1, whose codes differ from CPU to CPU: convert it by `python -m "
+            f"approx_env.catalogue convert {path}`"
+        )
     if about.get("format") != FORMAT or "network" not in about:
         raise InputError(f"{path} is not an INT8 teacher of format {FORMAT}: name a .int8.json that training wrote")
     try:
@@ -77,6 +82,35 @@ def read(path: str | os.PathLike) -> Teacher:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} does not describe a network ({error}): write it anew by training") from error
     return teacher
+
+
+def read_format_1(path: Path) -> tuple[Network, dict[str, Any]]:
+    """An INT8 teacher of format 1 with its requantisation made integer, and what was known of its making.
+
+    Weights and biases stay. Each channel's factor becomes the nearest multiplier: its gain moves by half a step at
+    most.
+
+    Raises:
+        InputError: as `read`.
+    """
+    arrays, about = _read(path)
+    if about.get("format") != 1 or "network" not in about:
+        raise InputError(f"{path} is not an INT8 teacher of format 1: there is nothing to convert")
+    description = about.pop("network")
+    scales = {network.INPUT: description["input_scale"]}
+    for entry in description["nodes"]:
+        name, source = entry["name"], scales[entry["inputs"][0]]
+        if "relu" not in entry:
+            scales[name] = source
+            continue
+        entry["logits"] = entry["scale"] is None
+        factor = source * arrays.pop(f"{name}/weight_scale").astype(np.float64)
+        if entry["logits"]:
+            entry["scale"] = float(factor.max() * (1 << network.SHIFT) / quantize.FINEST_LOGITS)
+        scales[name] = entry["scale"]
+        multiplier = np.clip(np.rint(factor / entry["scale"] * (1 << network.SHIFT)), 1, network.HIGHEST_MULTIPLIER)
+        arrays[f"{name}/multiplier"] = multiplier.astype(np.int32)
+    return _rebuild(description, arrays), about
 
 
 def read_float(path: str | os.PathLike) -> nn.Module:

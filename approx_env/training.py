@@ -7,9 +7,11 @@ The recipe, and where each part comes from:
 - One-cycle learning rate, linear up and linear down to nothing (Smith & Topin, arXiv:1708.07120), and no weight decay
   on vectors (He et al., arXiv:1812.01187, section 3.1).
 - Label smoothing (Szegedy et al., CVPR 2016, section 7), shifts and alternating mirrors (`approx_env.augment`),
-  optional cutout (DeVries & Taylor, arXiv:1708.04552) and dropout; gradients clipped at norm 1 without batch norm.
+  optional cutout (DeVries & Taylor, arXiv:1708.04552), CutMix (Yun et al., ICCV 2019) and dropout; gradients clipped at norm 1 without batch norm.
 - The first epochs may see images of three quarters of the side (`--small-epochs`; Touvron et al., NeurIPS 2019: a
   network trained on small images is tuned to larger ones in few epochs), which take half the time.
+- The teacher may be an exponential moving average of the weights (`--ema`; Polyak & Juditsky, 1992; Tarvainen &
+  Valpola, NeurIPS 2017), batch norm's statistics with it.
 - Channels-last; bfloat16 autocast where the device multiplies it in hardware.
 - Quantisation-aware epochs with batch norm folded (`--qat-epochs`, `approx_env.qat`).
 
@@ -18,11 +20,12 @@ A killed training, started again by the same command, goes on from its last fini
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchvision.transforms.v2 import CutMix
 from torchvision.transforms.v2 import functional as transforms
 
 from approx_env import data, engines, memory, models, options, quantize, teacher
@@ -66,9 +71,11 @@ class Recipe:
     label_smoothing: float = number(0.1, "share of the target spread over all classes", low=0, below=1)
     dropout: float = number(0.0, "share of features dropped before the classifier", low=0, below=1)
     cutout: int = integer(0, "side of the square covered in each training image, pixels", 0, high=1000)
+    cutmix: float = number(0.0, "share of the batches whose images are pasted into one another", low=0, high=1)
     batch_norm: bool = switch(True, "batch norm")
     sr: float | None = number(None, "SqueezeNet's squeeze ratio (default: the model's own)", above=0, high=1)
     pct3x3: float | None = number(None, "SqueezeNet's share of 3x3 filters (default 0.5)", above=0, below=1)
+    ema: float = number(0.0, "epochs that the average of the weights looks back over; 0: no average", low=0, high=1000)
     initial: str | None = option(
         None, "float teacher to begin from, a .float.json (default: fresh weights)", metavar="FILE"
     )
@@ -148,11 +155,10 @@ def train(
         decayed, highest = decayed[-1:], recipe.head_lr
     groups = [{"params": decayed, "weight_decay": decay}, {"params": vectors}]
     optimizers["sgd"] = torch.optim.SGD(groups, highest, momentum=MOMENTUM, nesterov=True)
-    identity = {"model": model_name, "dataset": dataset.name} | asdict(recipe)
+    identity = _identity(model_name, dataset, recipe)
     del identity["qat_epochs"]  # a finished float training may be carried on with any number of them
     stage = _Stage("float", model, optimizers, recipe.epochs, recipe.small_epochs, Checkpoint(checkpoint, identity))
-    _fit(stage, recipe, dataset, model.standardised, observe)
-    return model.eval()
+    return _fit(stage, recipe, dataset, model.standardised, observe).eval()
 
 
 def train_quantised(
@@ -168,10 +174,14 @@ def train_quantised(
     model = FakeQuantised(draft).to(device)
     weights = [*model.weights.values(), *model.biases.values(), *model.log_scales.values()]
     optimizers = {"sgd": torch.optim.SGD(weights, QAT_LEARNING_RATE, momentum=MOMENTUM, nesterov=True)}
-    identity = {"model": draft.header["model"], "dataset": dataset.name} | asdict(recipe)
+    identity = _identity(draft.header["model"], dataset, recipe)
     stage = _Stage("QAT", model, optimizers, recipe.qat_epochs, 0, Checkpoint(checkpoint, identity))
-    _fit(stage, recipe, dataset, draft.header["standardised"], observe)
-    return model.draft()
+    return _fit(stage, replace(recipe, ema=0.0), dataset, draft.header["standardised"], observe).draft()
+
+
+def _identity(model: str, dataset: data.Dataset, recipe: Recipe) -> dict[str, Any]:
+    """Whose checkpoint it is. The dataset is known by its content: two folders may have one name."""
+    return {"model": model, "dataset": dataset.name, "images": dataset.digest} | asdict(recipe)
 
 
 def _begin_from(path: str, model: models.Blocks) -> None:
@@ -194,32 +204,46 @@ class _Stage:
     checkpoint: Checkpoint
 
 
-def _fit(stage: _Stage, recipe: Recipe, dataset: data.Dataset, standardised: bool, observe) -> None:
-    first = stage.checkpoint.resume({"network": stage.module} | stage.optimizers)
+def _fit(stage: _Stage, recipe: Recipe, dataset: data.Dataset, standardised: bool, observe) -> nn.Module:
+    """Trains the stage's module and returns what came out: the module itself, or the average of its weights."""
+    stateful = {"network": stage.module} | stage.optimizers
+    average, chosen = None, stage.module
+    if recipe.ema:
+        steps = recipe.ema * (dataset.size("train") // min(recipe.batch_size, dataset.size("train")))
+        blend = get_ema_multi_avg_fn(math.exp(-1 / steps))
+        average = AveragedModel(stage.module, multi_avg_fn=blend, use_buffers=True)
+        stateful["average"], chosen = average, average.module
+    first = stage.checkpoint.resume(stateful)
     if first == stage.epochs:
-        return
+        return chosen
     images, held_out = dataset.load("train", whole=True), dataset.load("validation")
     for epoch in range(first, stage.epochs):
         started = time.perf_counter()
-        record = _train_epoch(stage, recipe, _Batches(recipe, dataset, images, standardised), epoch)
-        share = accuracy(predictor(stage.module, standardised), *held_out)
-        stage.checkpoint.save(epoch + 1, {"network": stage.module} | stage.optimizers)
+        record = _train_epoch(stage, recipe, _Batches(recipe, dataset, images, standardised), epoch, average)
+        share = accuracy(predictor(chosen, standardised), *held_out)
+        stage.checkpoint.save(epoch + 1, stateful)
         record |= {"validation_accuracy": share, "seconds": time.perf_counter() - started}
         observe({"stage": stage.name, "epoch": epoch + 1, "epochs": stage.epochs, **record})
+    return chosen
 
 
-def _train_epoch(stage: _Stage, recipe: Recipe, batches: _Batches, epoch: int) -> dict[str, float]:
+def _train_epoch(
+    stage: _Stage, recipe: Recipe, batches: _Batches, epoch: int, average: AveragedModel | None
+) -> dict[str, float]:
     """One pass over the shuffled train split; all its randomness follows from the seed and the epoch."""
     stage.module.train()
-    torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout draws from torch's global generator
+    torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout and CutMix draw from torch's global generator
     parameters = list(stage.module.parameters())
     device = parameters[0].device
+    cutmix = CutMix(num_classes=batches.classes)
     total, steps = 0.0, 0
     for x, labels in batches.of(epoch, small=epoch < stage.small_epochs):
         share = _one_cycle(epoch * batches.count + steps, stage.epochs * batches.count)
         for optimizer in stage.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = optimizer.defaults["lr"] * share
+        if recipe.cutmix and torch.rand(()) < recipe.cutmix:
+            x, labels = cutmix(x, labels)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits = stage.module(x.to(device))
             loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=recipe.label_smoothing)
@@ -229,6 +253,8 @@ def _train_epoch(stage: _Stage, recipe: Recipe, batches: _Batches, epoch: int) -
             nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         for optimizer in stage.optimizers.values():
             optimizer.step()
+        if average:
+            average.update_parameters(stage.module)
         total, steps = total + loss.item(), steps + 1
     first = next(iter(stage.optimizers.values()))
     return {
@@ -252,6 +278,7 @@ class _Batches:
         self._pixels, self._labels = (torch.from_numpy(part) for part in images)
         self._size = min(recipe.batch_size, len(self._labels))
         self.count = len(self._labels) // self._size
+        self.classes = len(dataset.classes)
         self.seconds = 0.0
 
     def of(self, epoch: int, *, small: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -21,7 +21,6 @@ import onnxruntime
 import openvino
 import torch
 
-from approx_env import onednn
 from approx_env.network import INPUT, Network
 from benchmarks import onnx_twin, record, timing, workload
 
@@ -29,6 +28,8 @@ BATCHES = (1, 32, 256)
 REPETITIONS, QUICK_REPETITIONS = 15, 3
 PEAK_IMAGES, PEAK_CHANNELS, PEAK_SIDE = 64, 256, 16
 PEAK_MACS = PEAK_IMAGES * PEAK_SIDE**2 * PEAK_CHANNELS**2 * 9
+
+ONEDNN = torch.ops.onednn
 
 Pass = Callable[[np.ndarray], np.ndarray]  # images (n, c, h, w) uint8 -> logits (n, classes) float32
 
@@ -68,9 +69,11 @@ def large_convolution() -> Callable[[], torch.Tensor]:
     channels, shape = PEAK_CHANNELS, (PEAK_IMAGES, PEAK_CHANNELS, PEAK_SIDE, PEAK_SIDE)
     weight = torch.from_numpy(generator.integers(-60, 61, (channels, channels, 3, 3)).astype(np.int8))
     x = torch.from_numpy(generator.integers(0, 256, shape, np.uint8)).contiguous(memory_format=torch.channels_last)
-    run = onednn.packed_convolution(weight, torch.ones(channels), torch.zeros(channels), 1.0, 0, 1, 1,
-                                    relu=True, output_scale=1000.0, shape=shape)  # fmt: skip
-    return lambda: run(x)
+    geometry, ones = ([1, 1], [1, 1], [1, 1], 1), torch.ones(channels)
+    packed = ONEDNN.qconv_prepack(weight, ones, 1.0, 0, *geometry, list(shape))
+    zeros, bias = torch.zeros(channels, dtype=torch.int32), torch.zeros(channels)
+    output = (1000.0, 0, torch.uint8, "relu", [], "")
+    return lambda: ONEDNN.qconv2d_pointwise(x, 1.0, 0, packed, ones, zeros, bias, *geometry, *output)
 
 
 def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:

@@ -101,7 +101,7 @@ class FloatReference:
                 else:
                     x = F.linear(x, weight, bias)
                 x = F.relu_(x) if node.relu else x
-                return x if node.scale is None else _fake_quantise(x, node.scale)
+                return x if node.logits else _fake_quantise(x, node.scale)
             case MaxPool():
                 return F.max_pool2d(x, node.kernel, node.stride, ceil_mode=node.ceil)
             case Concatenation():
@@ -115,7 +115,7 @@ class FloatReference:
         raise NotImplementedError(type(node).__name__)
 
     def _dequantised(self, node: Weighted) -> tuple[torch.Tensor, torch.Tensor]:
-        weight, scale = torch.from_numpy(node.weight).float(), torch.from_numpy(node.weight_scale)
+        weight, scale = torch.from_numpy(node.weight).float(), torch.from_numpy(self._network.weight_scale(node)).float()
         bias = torch.from_numpy(node.bias) * scale * self._network.scales[node.inputs[0]]
         return weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias
 

@@ -90,7 +90,7 @@ class _Writer:
             "DequantizeLinear",
             [
                 self._constant(f"{node.name}.weight", node.weight),
-                self._constant(f"{node.name}.weight_scale", node.weight_scale.astype(np.float32)),
+                self._constant(f"{node.name}.weight_scale", self._network.weight_scale(node).astype(np.float32)),
                 self._constant(f"{node.name}.weight_zero", np.zeros(len(node.weight), np.int8)),
             ],
             f"{node.name}.weight_value",
@@ -100,7 +100,7 @@ class _Writer:
             "DequantizeLinear",
             [
                 self._constant(f"{node.name}.bias", node.bias),
-                self._constant(f"{node.name}.bias_scale", (node.weight_scale * scale).astype(np.float32)),
+                self._constant(f"{node.name}.bias_scale", (self._network.weight_scale(node) * scale).astype(np.float32)),
             ],
             f"{node.name}.bias_value",
             axis=0,

@@ -76,7 +76,7 @@ class Settings:
         0,
     )
     envs_per_runner: int = integer(1, "configurations that a runner takes through the network in lockstep (PPO)", 1)
-    engine: str = option("onednn", "what runs the network: onednn (x86 CPUs) or portable", choices=engines.ENGINES)
+    engine: str = option("vector", "what runs the network: vector (x86 CPUs) or portable", choices=engines.ENGINES)
     device: str = option("cpu", "device of the portable engine, as torch names it", metavar="DEVICE")
     gpus_per_runner: float | None = number(
         None, "GPUs, or the part of one, that a runner asks of Ray (default: 0 on the cpu, else 1)", low=0, high=64
@@ -153,8 +153,8 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.algorithm != "ppo" and settings.envs_per_runner > 1:
         text = f"--envs-per-runner is PPO's; --algorithm {settings.algorithm} scores one at a time: leave it out"
         yield {"algorithm", "envs_per_runner"}, text
-    if settings.engine == "onednn" and settings.device != "cpu":
-        text = f"--engine onednn runs on the cpu, and --device {settings.device} came: use --engine portable"
+    if settings.engine == "vector" and settings.device != "cpu":
+        text = f"--engine vector runs on the cpu, and --device {settings.device} came: use --engine portable"
         yield {"engine", "device"}, text
     if settings.algorithm == "quintile" and (settings.budget != 1 or len(settings.seeds) != 1):
         text = "--algorithm quintile is one fixed configuration: --episodes must be 1 and --seeds one seed"

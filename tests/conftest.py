@@ -74,22 +74,22 @@ def quintile(evaluator):
 def by_hand() -> Network:
     """Two channels of 2x2 pixels, a 1x1 convolution, the layer 'first', a 2x2 pool, and a linear layer.
 
-    With p = pixel - 128, the codes of 'first' are clamp((p0 - p1 + 4) / 2) and clamp((2 p0 + 3 p1 - 8) / 4), and the
-    logits are 0.5 (c0 + 2 c1) / 64 and 0.25 (-c0 + 16) / 64.
+    With p = pixel - 128, the codes of 'first' are clamp((p0 - p1 + 4) / 2) and clamp((2 p0 + 3 p1 - 8) / 4), halves
+    rounded up, and the logits are 0.5 (c0 + 2 c1) / 64 and 0.25 (-c0 + 16) / 64.
     """
     conv = Convolution(
         "conv", ("input",),
         weight=np.array([[1, -1], [2, 3]], np.int8)[:, :, None, None],
-        weight_scale=np.array([0.5, 0.25], np.float32),
         bias=np.array([4, -8], np.int32),
-        relu=True, scale=1 / 64, stride=1, padding=0,
+        multiplier=np.array([2**15, 2**14], np.int32),
+        relu=True, scale=1 / 64, logits=False, stride=1, padding=0,
     )  # fmt: skip
     linear = Linear(
         "linear", ("flat",),
         weight=np.array([[1, 2], [-1, 0]], np.int8),
-        weight_scale=np.array([0.5, 0.25], np.float32),
         bias=np.array([0, 16], np.int32),
-        relu=False, scale=None,
+        multiplier=np.array([2**15, 2**14], np.int32),
+        relu=False, scale=1 / 64, logits=True,
     )  # fmt: skip
     site, pool = Site("first", ("conv",)), MaxPool("pool", ("first",), kernel=2, stride=2, ceil=False)
     nodes = (conv, site, pool, Flatten("flat", ("pool",)), linear)
@@ -101,13 +101,13 @@ def ramp() -> Network:
     """One channel of 1x8 pixels; the codes of its layer 'ramp' are pixel - 128, its logit their mean."""
     conv = Convolution(
         "conv", ("input",),
-        weight=np.ones((1, 1, 1, 1), np.int8), weight_scale=np.ones(1, np.float32), bias=np.zeros(1, np.int32),
-        relu=True, scale=1 / 64, stride=1, padding=0,
+        weight=np.ones((1, 1, 1, 1), np.int8), bias=np.zeros(1, np.int32), multiplier=np.full(1, 2**16, np.int32),
+        relu=True, scale=1 / 64, logits=False, stride=1, padding=0,
     )  # fmt: skip
     linear = Linear(
         "linear", ("flat",),
-        weight=np.ones((2, 8), np.int8), weight_scale=np.full(2, 8, np.float32), bias=np.zeros(2, np.int32),
-        relu=False, scale=None,
+        weight=np.ones((2, 8), np.int8), bias=np.zeros(2, np.int32), multiplier=np.full(2, 2**19, np.int32),
+        relu=False, scale=1 / 64, logits=True,
     )  # fmt: skip
     nodes = (conv, Site("ramp", ("conv",)), Flatten("flat", ("ramp",)), linear)
     return Network("ramp", ("no", "yes"), (1, 1, 8), 1 / 64, 128, nodes, ("ramp",))
@@ -157,5 +157,5 @@ def few() -> data.Dataset:
     pixels = {split: generator.integers(0, 256, (count, 3, 32, 32), np.uint8) for split, count in sizes.items()}
     labels = {split: np.arange(count) % 2 for split, count in sizes.items()}
     return data.Dataset(
-        "few", ("even", "odd"), False, labels, lambda split, positions, shorter, side: pixels[split][positions]
+        "few", ("even", "odd"), False, labels, "few's digest", lambda split, positions, shorter, side: pixels[split][positions]
     )

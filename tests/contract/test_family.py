@@ -14,7 +14,7 @@ from approx_env import calibration, data, engines, models, quantize, reference, 
 from approx_env.env import TapEnv
 from approx_env.evaluator import Evaluator, Problem, Reward
 from approx_env.network import Addition, Network, pool_first
-from approx_env.onednn import OneDnnEngine
+from approx_env.vector import VectorEngine
 from approx_env.portable import PortableEngine
 from search import run
 from tests import twins
@@ -105,7 +105,7 @@ def test_engines_agree(network, problem):
 
 def test_pools_move_in_front_of_layers_without_a_change(network, problem):
     def logits(chosen: Network) -> torch.Tensor:
-        runner = OneDnnEngine(chosen)
+        runner = VectorEngine(chosen)
         state = runner.start(problem.images)
         for codes, tmax in zip(problem.calibration.quintile, problem.calibration.tmax, strict=True):
             state = runner.advance(state, codes, tmax)
@@ -118,7 +118,7 @@ def test_int8_follows_the_float_network(trained, network, few_digits):
     module = teacher.read_float(str(trained).replace(".int8.", ".float."))
     images, _ = few_digits.sized(module.image_size).load("validation")
     exact = training.predictor(module, module.standardised)(images)
-    found = OneDnnEngine(network).forward(images)
+    found = VectorEngine(network).forward(images)
     assert (found - exact).abs().mean() < 0.1 * exact.std()
 
 
@@ -168,4 +168,4 @@ def test_quantising_needs_no_model_class(few_digits):
     )
     assert len({made.scales[layer] for layer in ("a", "b", "first", "second")}) == 1
     exact = training.predictor(module)(images)
-    assert (OneDnnEngine(made).forward(images) - exact).abs().max() < 0.05 * exact.abs().max()
+    assert (VectorEngine(made).forward(images) - exact).abs().max() < 0.05 * exact.abs().max()

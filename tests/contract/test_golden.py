@@ -20,7 +20,7 @@ def test_scores(model, name):
     """The quintile configuration, and five random ones (one, on the slow engine)."""
     problem = env.shipped_problem(model)
     evaluator = Evaluator(replace(problem, engine=name))
-    for row in SCORES[model] if name == "onednn" else SCORES[model][:2]:
+    for row in SCORES[model] if name == "vector" else SCORES[model][:2]:
         score = evaluator.evaluate(row["codes"])
         for field, tolerance in TOLERANCE.items():
             assert getattr(score, field) == pytest.approx(row[field], rel=0, abs=tolerance), field

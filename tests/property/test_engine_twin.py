@@ -11,7 +11,7 @@ from torch import nn
 
 from approx_env import cost, quantize, reference, tap
 from approx_env.network import INPUT, Convolution, Flatten, Linear, Network, Site, pool_first
-from approx_env.onednn import OneDnnEngine
+from approx_env.vector import VectorEngine
 from approx_env.portable import PortableEngine
 from tests.twins import TIE, alone, check_every_node, engine_outputs
 
@@ -106,7 +106,7 @@ def test_portable_engine_is_the_reference(case):
 
 
 @settings(max_examples=20)
-@given(cases(), st.sampled_from([OneDnnEngine, PortableEngine]))
+@given(cases(), st.sampled_from([VectorEngine, PortableEngine]))
 def test_counts_and_energies_are_the_references(case, engine):
     network, images, configuration = case
     network = replace(network, attention=network.layers)
@@ -129,7 +129,7 @@ def test_counts_and_energies_are_the_references(case, engine):
 
 
 def logits(network: Network, images: np.ndarray, configuration) -> torch.Tensor:
-    runner = OneDnnEngine(network)
+    runner = VectorEngine(network)
     state = runner.start(images)
     for name in network.layers:
         state = runner.advance(state, *configuration[name])

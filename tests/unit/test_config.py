@@ -13,7 +13,7 @@ from search.config import Settings
 
 # Every flag of the command, and the words in its help that name its unit (none: it has no unit).
 UNITS = {
-    "--engine": "onednn",
+    "--engine": "vector",
     "--device": "device",
     "--envs-per-runner": "configurations",
     "--gpus-per-runner": "GPUs",
@@ -103,7 +103,7 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--dataset imagefolder", ["--dataset imagefolder", "--data-dir"]),
         ("--algorithm random --lr 0.1", ["--lr", "--algorithm random"]),
         ("--algorithm quintile --episodes 2", ["--algorithm quintile", "--episodes"]),
-        ("--device cuda", ["--engine onednn", "--device cuda", "--engine portable"]),
+        ("--device cuda", ["--engine vector", "--device cuda", "--engine portable"]),
         ("--algorithm random --iteration-episodes 8", ["--iteration-episodes", "--algorithm random"]),
         ("--algorithm random --envs-per-runner 2", ["--envs-per-runner", "--algorithm random"]),
         ("--algorithm quintile --seeds 0,1", ["--algorithm quintile", "--seeds"]),

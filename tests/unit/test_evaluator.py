@@ -6,7 +6,7 @@ import torch
 
 from approx_env import calibration, env, reference, tap
 from approx_env.evaluator import Evaluator, Problem, Reward
-from approx_env.onednn import OneDnnEngine
+from approx_env.vector import VectorEngine
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_evaluations_interleave(evaluator):
 
 def test_chunks_do_not_matter(problem, monkeypatch):
     whole = Evaluator(problem)
-    monkeypatch.setattr(OneDnnEngine, "chunk", 7)
+    monkeypatch.setattr(VectorEngine, "chunk", 7)
     parts = Evaluator(problem)
     assert (len(whole.starts), len(parts.starts)) == (1, 7)
     assert torch.equal(whole.teacher_logits, parts.teacher_logits)
@@ -137,7 +137,7 @@ def test_chunks_do_not_matter(problem, monkeypatch):
 
 def test_teacher_is_the_exact_network(evaluator, network, digits):
     images, labels = digits.load("search", len(evaluator.labels))
-    logits = OneDnnEngine(network).forward(images)
+    logits = VectorEngine(network).forward(images)
     assert torch.equal(evaluator.teacher_logits, logits)
     assert evaluator.teacher_accuracy == (logits.argmax(1).numpy() == labels).mean()
 

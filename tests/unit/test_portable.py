@@ -7,7 +7,7 @@ import torch
 from approx_env import engines, portable
 from approx_env.errors import InputError
 from approx_env.network import INPUT, Flatten, Linear, Network, Site
-from approx_env.onednn import OneDnnEngine
+from approx_env.vector import VectorEngine
 from approx_env.portable import PortableEngine
 
 
@@ -53,10 +53,10 @@ def test_a_device_that_is_not_there(by_hand, name):
 
 
 def test_build(by_hand):
-    assert isinstance(engines.build(by_hand), OneDnnEngine)
+    assert isinstance(engines.build(by_hand), VectorEngine)
     assert isinstance(engines.build(by_hand, "portable"), PortableEngine)
-    with pytest.raises(InputError, match="^--engine onednn runs on the cpu, and --device cuda came: use --engine port"):
-        engines.build(by_hand, "onednn", "cuda")
+    with pytest.raises(InputError, match="^--engine vector runs on the cpu, and --device cuda came: use --engine port"):
+        engines.build(by_hand, "vector", "cuda")
 
 
 @pytest.mark.parametrize("name", engines.ENGINES)

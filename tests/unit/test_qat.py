@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from approx_env import data, models, qat, quantize
-from approx_env.onednn import OneDnnEngine
+from approx_env.vector import VectorEngine
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
 
@@ -23,7 +23,7 @@ def test_it_computes_what_the_int8_network_computes(name):
     pixels = data.standardise(IMAGES) if draft.header["standardised"] else IMAGES
     with torch.inference_mode():
         found = qat.FakeQuantised(draft)(data.normalise(pixels))
-    expected = OneDnnEngine(draft.network()).forward(IMAGES)
+    expected = VectorEngine(draft.network()).forward(IMAGES)
     apart = (found - expected).abs() / expected.abs().max()
     assert apart.median() < 1e-4
     assert apart.mean() < 0.01  # biases are not rounded here, and float sums meet other ties, which move what follows

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from approx_env import data, quantize
 from approx_env.errors import InputError
 from approx_env.network import Concatenation, Convolution, Flatten, GlobalAveragePool, Linear, MaxPool, Site
-from approx_env.onednn import OneDnnEngine
+from approx_env.vector import VectorEngine
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
 
@@ -115,7 +115,7 @@ def test_nodes_of_a_small_network(small):
 def test_quantised_outputs_stay_close_to_float(small):
     with torch.inference_mode():
         exact = small.module(data.normalise(small.images))
-    approximate = OneDnnEngine(small.network).forward(small.images)
+    approximate = VectorEngine(small.network).forward(small.images)
     assert (approximate - exact).abs().max() < 0.03 * exact.abs().max()
 
 
@@ -146,7 +146,7 @@ def test_functions_and_methods_run_as_modules_do():
     module = Functional().eval()
     with torch.inference_mode():
         exact = module(data.normalise(IMAGES))
-    approximate = OneDnnEngine(quantized(module)).forward(IMAGES)
+    approximate = VectorEngine(quantized(module)).forward(IMAGES)
     assert (approximate - exact).abs().max() < 0.03 * exact.abs().max()
 
 
@@ -256,7 +256,7 @@ def logits_of(module: nn.Module) -> tuple[np.ndarray, np.ndarray]:
     """Float and INT8 logits of a foreign module on the images."""
     network = quantized(module)
     with torch.inference_mode():
-        return module(data.normalise(IMAGES)).numpy(), OneDnnEngine(network).forward(IMAGES).numpy()
+        return module(data.normalise(IMAGES)).numpy(), VectorEngine(network).forward(IMAGES).numpy()
 
 
 def test_linear_weights_in_any_memory_order():

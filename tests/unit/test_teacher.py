@@ -7,7 +7,7 @@ import torch
 
 from approx_env import data, models, network, quantize, teacher, training
 from approx_env.errors import InputError
-from approx_env.onednn import OneDnnEngine
+from approx_env.vector import VectorEngine
 
 RECIPE = training.Recipe(epochs=1)
 
@@ -61,7 +61,7 @@ def test_int8_teacher_returns_as_it_was(made, few, suffix):
             assert np.array_equal(value, getattr(other, name)), (one.name, name)
             assert type(value) is type(getattr(other, name)), (one.name, name)
     images, _ = few.load("search")
-    assert torch.equal(OneDnnEngine(quantised).forward(images), OneDnnEngine(read.network).forward(images))
+    assert torch.equal(VectorEngine(quantised).forward(images), VectorEngine(read.network).forward(images))
 
 
 def test_float_teacher_returns_as_it_was(made, few):
@@ -79,7 +79,7 @@ def test_what_is_known_of_the_making(made, few):
     assert about["dataset"] == "few"
     assert about["recipe"] == vars(RECIPE)
     assert about["file"] == f"{stem}.int8.json"
-    runner = OneDnnEngine(quantised)
+    runner = VectorEngine(quantised)
     for split in ("validation", "test"):
         images, labels = few.load(split)
         assert about["int8_accuracy"][split] == (runner.forward(images).argmax(1).numpy() == labels).mean()
@@ -99,7 +99,7 @@ def test_accuracies_are_printed(small, few, capsys, tmp_path):
 
 
 def test_accuracy_in_batches(small):
-    runner = OneDnnEngine(small.network)
+    runner = VectorEngine(small.network)
     whole = training.accuracy(runner.forward, small.images, small.labels)
     assert whole == training.accuracy(runner.forward, small.images, small.labels, batch_size=7)
     assert whole == (runner.forward(small.images).argmax(1).numpy() == small.labels).mean()
@@ -217,7 +217,7 @@ def test_shipped_teachers(model):
 
 def test_shipped_teachers_keep_what_they_claim(model, networks, digits):
     claimed = teacher.read(teacher.path_of(model, "digits")).about["int8_accuracy"]["validation"]
-    found = training.accuracy(OneDnnEngine(networks[model]).forward, *digits.load("validation"))
+    found = training.accuracy(VectorEngine(networks[model]).forward, *digits.load("validation"))
     assert abs(found - claimed) <= 1 / 192 + 1e-9  # one image, where another CPU rounds a tie the other way
 
 
