@@ -59,9 +59,8 @@ def _uses(network: Network, node: Convolution | Linear) -> np.ndarray:
     shape = network.shapes[node.inputs[0]]
     if isinstance(node, Linear):
         return np.array([len(node.weight)], np.int64)
-    kernel = node.weight.shape[2]
     counts = []
-    for side, outputs in zip(shape[1:], network.shapes[node.name][1:], strict=True):
+    for side, kernel, outputs in zip(shape[1:], node.weight.shape[2:], network.shapes[node.name][1:], strict=True):
         count = np.zeros(side, np.int64)
         for start in np.arange(outputs) * node.stride - node.padding:
             count[max(0, start) : max(0, start + kernel)] += 1

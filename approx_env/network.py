@@ -54,7 +54,7 @@ class Node:
 class Weighted(Node):
     """A node with weights."""
 
-    weight: np.ndarray  # (out, in, kernel, kernel) or (out, in) int8, in -127..127, pair-safe
+    weight: np.ndarray  # (out, in, height, width) or (out, in) int8, in -127..127, pair-safe
     bias: np.ndarray  # (out,) int32, in units of a product
     multiplier: np.ndarray  # (out,) int32, in 1..HIGHEST_MULTIPLIER
     relu: bool  # whether negative logits become 0; codes have no sign anyway
@@ -261,14 +261,17 @@ def pool_first(network: Network) -> Network:
     """Moves each site behind the max pool that alone reads it: the same codes, a quarter of them to approximate.
 
     TAP is monotone, so it commutes with a maximum, bit for bit. Attention layers stay: their maps need the codes
-    before the pool.
+    before the pool. So does a layer that would change places with another one: layers keep their order.
     """
+    place = {node.name: index for index, node in enumerate(network.nodes)}
     pools: dict[str, MaxPool] = {}  # by the site that they change places with
     for node in network.nodes:
         readers = network.consumers(node.name)
         moves = isinstance(node, Site) and node.name not in network.attention and len(readers) == 1
         if moves and isinstance(readers[0], MaxPool):
-            pools[node.name] = readers[0]
+            between = network.nodes[place[node.name] + 1 : place[readers[0].name]]
+            if not any(isinstance(other, Site) for other in between):
+                pools[node.name] = readers[0]
     site_of = {pool.name: site for site, pool in pools.items()}
     nodes = []
     for node in network.nodes:
@@ -285,7 +288,10 @@ def _output_shape(node: Node, inputs: Sequence[tuple[int, ...]]) -> tuple[int, .
     shape = inputs[0]
     match node:
         case Convolution():
-            sides = ((side + 2 * node.padding - node.weight.shape[2]) // node.stride + 1 for side in shape[1:])
+            kernel = node.weight.shape[2:]
+            sides = (
+                (side + 2 * node.padding - taps) // node.stride + 1 for side, taps in zip(shape[1:], kernel, strict=True)
+            )
             return (len(node.weight), *sides)
         case Linear():
             return (len(node.weight),)

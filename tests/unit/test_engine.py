@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from approx_env import onednn, reference
+from approx_env import convolution, reference, vector
 from approx_env.errors import InputError
-from approx_env.network import pool_first
+from approx_env.network import Concatenation, Convolution, GlobalAveragePool, Linear, Network, Site, pool_first
 from approx_env.vector import VectorEngine
+from tests import twins
 
 # Pixels of two channels; p = pixel - 128 is [[10, -4], [0, 100]] and [[2, 8], [-20, 50]].
 IMAGES = np.array([[[[138, 124], [128, 228]], [[130, 136], [108, 178]]]], np.uint8)
-# clamp((p0 - p1 + 4) / 2) and clamp((2 p0 + 3 p1 - 8) / 4), rounded: (18 / 4 = 4.5 is even in 4)
-FIRST = [[[6, 0], [12, 27]], [[4, 2], [0, 86]]]
+# clamp((p0 - p1 + 4) / 2) and clamp((2 p0 + 3 p1 - 8) / 4), halves rounded up: 18 / 4 = 4.5 gives 5.
+FIRST = [[[6, 0], [12, 27]], [[5, 2], [0, 86]]]
 
 
 def test_codes_by_hand(by_hand):
@@ -39,7 +40,8 @@ def test_reference_agrees_with_the_same_hand(by_hand):
     assert outputs["conv"][0].tolist() == FIRST
     assert outputs["first"][0].tolist() == [[[5, 0], [20, 20]], [[5, 0], [0, 86]]]
     assert outputs["pool"].reshape(-1).tolist() == [20, 86]
-    assert outputs["linear"][0].tolist() == [0.5 * (20 + 2 * 86) / 64, 0.25 * (-20 + 16) / 64]
+    assert outputs["linear"][0].tolist() == [(20 + 2 * 86) * 2**15, (-20 + 16) * 2**14]
+    assert by_hand.logit_scale == 2**-6 / 2**16
 
 
 def test_padding_is_the_zero_point(ramp):
@@ -79,7 +81,7 @@ def test_forward_is_a_pass_without_approximation(small):
         state = runner.advance(state, None)
     assert torch.equal(runner.logits(state), runner.forward(small.images))
     assert runner.logits(state).shape == (48, 2)
-    assert runner.logits(state).dtype == torch.float32
+    assert runner.logits(state).dtype == torch.float64
 
 
 def test_forward_takes_arrays_and_tensors_in_any_memory_order(small):
@@ -118,31 +120,81 @@ def test_engine_runs_networks_that_pool_first(by_hand):
     assert state["first"].reshape(-1).tolist() == [20, 86]
 
 
-def test_saturating_cpu_refuses_unsafe_weights(ramp, monkeypatch):
-    unsafe = replace(ramp.by_name["linear"], weight=np.full((2, 8), 65, np.int8))
-    network = replace(ramp, nodes=(*ramp.nodes[:-1], unsafe))
-    monkeypatch.setattr(onednn, "saturates", lambda: True)
-    VectorEngine(ramp)
-    with pytest.raises(InputError) as caught:
-        VectorEngine(network)
-    assert str(caught.value).startswith(
-        "'linear' has neighbouring weights that add up to 130, and this CPU, which has no VNNI instructions, "
-        "saturates above 128: quantise the teacher with approx_env.quantize"
-    )
-    monkeypatch.setattr(onednn, "saturates", lambda: False)
-    VectorEngine(network)
-
-
-def test_machine_without_onednn_is_told(ramp, monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    with pytest.raises(InputError, match="^the onednn engine needs an x86 build of torch with oneDNN"):
+def test_machine_without_vector_instructions_is_told(ramp, monkeypatch):
+    monkeypatch.setattr(convolution, "available", lambda: ())
+    with pytest.raises(InputError, match="^--engine vector needs an x86 CPU with AVX2, which this one is not: use --"):
         VectorEngine(ramp)
+
+
+# -- plans of branched networks
+
+
+def conv(name: str, source: str, inputs: int, outputs: int, seed: int = 0, kernel: int = 1) -> Convolution:
+    weight = np.random.default_rng(seed).integers(-60, 61, (outputs, inputs, kernel, kernel)).astype(np.int8)
+    zeros, multiplier = np.zeros(outputs, np.int32), np.full(outputs, 300, np.int32)
+    return Convolution(name, (source,), weight, zeros, multiplier, True, 1 / 64, False, 1, kernel // 2)
+
+
+def classifier(source: str, inputs: int) -> tuple:
+    top = replace(conv("top", source, inputs, 2), logits=True, relu=False)
+    return top, GlobalAveragePool("mean", ("top",))
+
+
+BRANCHED = {
+    "one tensor twice": (
+        conv("c", "input", 3, 16), Concatenation("j", ("c", "c")), Site("s", ("j",)), *classifier("s", 32)
+    ),
+    "a concatenation of a concatenation": (
+        conv("a", "input", 3, 16), conv("b", "input", 3, 5, 1), Concatenation("ab", ("a", "b")),
+        conv("c", "input", 3, 7, 2, 3), Concatenation("abc", ("ab", "c")), Site("s", ("abc",)), *classifier("s", 28),
+    ),
+    "a concatenation across a layer": (
+        conv("a", "input", 3, 16), Site("s", ("a",)), conv("b", "s", 16, 16, 1, 3), conv("c", "input", 3, 16, 2),
+        Concatenation("j", ("b", "c")), conv("d", "s", 16, 8, 3), Concatenation("k", ("j", "d")), Site("t", ("k",)),
+        *classifier("t", 40),
+    ),
+    "a part that is read elsewhere, too": (
+        conv("a", "input", 3, 16), conv("b", "a", 16, 16, 1), Concatenation("j", ("a", "b")), Site("s", ("j",)),
+        *classifier("s", 32),
+    ),
+    "a global pool before a linear layer": (
+        conv("a", "input", 3, 16), Site("s", ("a",)), GlobalAveragePool("g", ("s",)),
+        Linear("l", ("g",), conv("x", "x", 16, 2).weight[:, :, 0, 0], np.zeros(2, np.int32), np.full(2, 9, np.int32),
+               False, 1.0, True),
+    ),
+    "a kernel that is not square": (
+        replace(conv("a", "input", 3, 16), weight=conv("x", "x", 3, 16, 0, 5).weight[:, :, :3], padding=1),
+        Site("s", ("a",)), *classifier("s", 16),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("engine", twins.ENGINES)
+@pytest.mark.parametrize("name", BRANCHED)
+def test_branched_networks_are_the_reference(name, engine):
+    network = Network("branched", ("no", "yes"), (3, 9, 7), 1 / 64, 128, BRANCHED[name], ())
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 9, 7), np.uint8)
+    configuration = {layer: ((3, 20, 50, 90), 120) for layer in network.layers}
+    for codes in ({}, configuration):
+        twins.check_every_node(network, images, codes, twins.ENGINES[engine])
+    runner = twins.ENGINES[engine](network)
+    assert torch.equal(runner.forward(images), runner.forward(images))
+
+
+def test_average_pool_of_codes_rounds_halves_up(ramp):
+    pooled = GlobalAveragePool("g", ("ramp",))
+    linear = replace(ramp.by_name["linear"], inputs=("g",), weight=np.ones((2, 1), np.int8))
+    network = replace(ramp, nodes=(*ramp.nodes[:2], pooled, linear))
+    images = np.array([[128] * 4 + [129] * 4, [128] * 5 + [129] * 3], np.uint8).reshape(2, 1, 1, 8)
+    for engine in twins.ENGINES.values():
+        found = twins.engine_outputs(network, images, {}, engine)["g"]
+        assert found.reshape(-1).tolist() == [1, 0]
 
 
 def test_rows_are_views_of_channels_last_memory():
     codes = torch.arange(24, dtype=torch.uint8).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
-    view = onednn.rows(codes)
+    view = vector.rows(codes)
     assert view.shape == (1, 12, 2)
     assert view[0, 5].tolist() == [5, 17]
     assert view.ctypes.data == codes.data_ptr()
-    assert onednn.rows(torch.zeros((3, 5), dtype=torch.uint8)).shape == (3, 1, 5)
+    assert vector.rows(torch.zeros((3, 5), dtype=torch.uint8)).shape == (3, 1, 5)
