@@ -166,7 +166,7 @@ def convert(path: Path, data_dir: str | None) -> None:
         raise InputError(f"{path} was trained on {about['dataset']}, and {dataset.name} came: name its folder")
     runner = engines.build(network)
     shares = {split: training.accuracy(runner.forward, *dataset.load(split)) for split in ("validation", "test")}
-    about["validation_accuracy_by_scales"][about["scales"]] = shares["validation"]
+    about["validation_accuracy_by_scales"] = {about["scales"]: shares["validation"]}  # the others were of format 1
     for key in ("format", "sha256"):
         about.pop(key)
     teacher.write(path, network, about | {"int8_accuracy": shares})

@@ -38,7 +38,7 @@ HIGHEST_MULTIPLIER = 2**24 - 1  # exact in float32
 HIGHEST_WEIGHT = 127
 HIGHEST_PAIR = 128  # of two neighbouring input channels' weights of one sign: 255 * 128 < 2**15
 HIGHEST_SUM = 2**30  # of products and bias, in magnitude
-HIGHEST_VALUE = 2**31  # of a sum, requantised and not cut, in magnitude
+HIGHEST_VALUE = 2**30  # of a sum, requantised and not cut, in magnitude
 HIGHEST_LOGIT = 2**40  # in magnitude: a sum over 4,096 places is exact in float64
 
 

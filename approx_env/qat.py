@@ -71,7 +71,7 @@ class FakeQuantised(nn.Module):
     def _run(self, name: str, parts: dict, inputs: list[torch.Tensor]) -> torch.Tensor:
         kind, x = parts["kind"], inputs[0]
         if kind in (Convolution, Linear):
-            weight, bias = self._rounded_weight(name, parts), self.biases[self._index[name]]
+            weight, bias = self._rounded_weight(name, parts)
             if kind is Convolution:
                 x = F.conv2d(x, weight, bias, parts["stride"], parts["padding"])
             else:
@@ -91,16 +91,18 @@ class FakeQuantised(nn.Module):
             return x
         raise NotImplementedError(kind.__name__)
 
-    def _rounded_weight(self, name: str, parts: dict) -> torch.Tensor:
-        """The weight as its INT8 codes and scales give it; gradients pass as if it were not rounded."""
-        weight = self.weights[self._index[name]]
+    def _rounded_weight(self, name: str, parts: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias as their integers and scales give them; gradients pass as if they were not rounded."""
+        weight, bias = self.weights[self._index[name]], self.biases[self._index[name]]
         plain = weight.detach().double().cpu().numpy()
         input_scale, scale = self._scale(parts["inputs"][0]), self._scale(name)
         scale = quantize.logit_scale(plain, input_scale) if scale is None else scale
         step = quantize.requantisation_step(scale, input_scale)
         codes, multiples = quantize.quantize_weight(plain, step)
         rounded = codes * (multiples * step).reshape(-1, *[1] * (weight.dim() - 1))
-        return weight + (torch.from_numpy(rounded).to(weight) - weight).detach()
+        unit = torch.from_numpy(input_scale * step * multiples).to(bias)
+        weight = weight + (torch.from_numpy(rounded).to(weight) - weight).detach()
+        return weight, _rounded(bias / unit) * unit
 
     def _scale(self, name: str) -> float | None:
         """The scale of a tensor of codes as it is now; None of logits."""
@@ -118,8 +120,8 @@ class FakeQuantised(nn.Module):
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:
-    """Rounds; gradients pass as if it did not."""
-    return x + (x.round() - x).detach()
+    """Rounds, halves up as the INT8 network does; gradients pass as if it did not."""
+    return x + ((x + 0.5).floor() - x).detach()
 
 
 def _scaled_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:

@@ -49,6 +49,7 @@ from approx_env.network import (
 
 HIGHEST_BIAS = HIGHEST_SUM // 2
 FINEST_LOGITS = 2**12  # multiplier of the last layer's widest channel
+MARGIN = 1e-6  # that a multiple may be too small: rounding noise must not choose the next one
 LOWEST_WEIGHT = 1e-12  # of a layer whose weights are all 0
 SAMPLES = 1_000_000  # activations a tensor that its scale is fitted on, at most
 CLIPS = np.linspace(0.2, 1.0, 81)  # candidate clips, as shares of the maximum
@@ -70,9 +71,25 @@ def quantize_weight(weight: np.ndarray, step: float) -> tuple[np.ndarray, np.nda
     magnitude = np.abs(weight).reshape(len(weight), -1).max(1)
     # Two roundings add at most 1 to a pair: 127 before them is at most 128 after.
     wanted = np.maximum(magnitude, weight_pairs(weight)) / HIGHEST_WEIGHT / step
-    multiples = np.clip(np.ceil(wanted), 1, HIGHEST_MULTIPLIER)
+    multiples = np.clip(np.ceil(wanted * (1 - MARGIN)), 1, HIGHEST_MULTIPLIER)
     codes = np.rint(weight / (multiples * step).reshape(-1, *[1] * (weight.ndim - 1)))
     return np.ascontiguousarray(np.clip(codes, -HIGHEST_WEIGHT, HIGHEST_WEIGHT), np.int8), multiples.astype(np.int32)
+
+
+def rounded(weight: np.ndarray, bias: np.ndarray, input_scale: float, scale: float | None) -> dict[str, Any]:
+    """The fields of a weighted node: weight, bias, multiplier, scale and logits.
+
+    Args:
+        weight: `(out, in, ...) float`, batch norm folded in.
+        bias: `(out,) float`.
+        scale: of its output codes; None if it gives logits.
+    """
+    logits = scale is None
+    scale = logit_scale(weight, input_scale) if logits else scale
+    step = requantisation_step(scale, input_scale)
+    codes, multiplier = quantize_weight(weight, step)
+    integers = np.clip(np.rint(bias / (input_scale * step * multiplier)), -HIGHEST_BIAS, HIGHEST_BIAS).astype(np.int32)
+    return {"weight": codes, "bias": integers, "multiplier": multiplier, "scale": scale, "logits": logits}
 
 
 def requantisation_step(scale: float, input_scale: float) -> float:
@@ -177,14 +194,8 @@ class Draft:
         for name, parts in self.parts.items():
             fields = {key: value for key, value in parts.items() if key not in ("kind", "float_weight", "float_bias")}
             if "float_weight" in parts:
-                input_scale, scale = self.scales[parts["inputs"][0]], self.scales[name]
-                logits = scale is None
-                scale = logit_scale(parts["float_weight"], input_scale) if logits else scale
-                step = requantisation_step(scale, input_scale)
-                weight, multiplier = quantize_weight(parts["float_weight"], step)
-                bias = np.clip(np.rint(parts["float_bias"] / (input_scale * step * multiplier)), -HIGHEST_BIAS, HIGHEST_BIAS)
-                fields |= {"weight": weight, "multiplier": multiplier, "scale": scale, "logits": logits}
-                fields["bias"] = bias.astype(np.int32)
+                input_scale = self.scales[parts["inputs"][0]]
+                fields |= rounded(parts["float_weight"], parts["float_bias"], input_scale, self.scales[name])
             nodes.append(parts["kind"](name=name, **fields))
         return Network(**self.header, nodes=tuple(nodes))
 

@@ -87,8 +87,7 @@ def read(path: str | os.PathLike) -> Teacher:
 def read_format_1(path: Path) -> tuple[Network, dict[str, Any]]:
     """An INT8 teacher of format 1 with its requantisation made integer, and what was known of its making.
 
-    Weights and biases stay. Each channel's factor becomes the nearest multiplier: its gain moves by half a step at
-    most.
+    The quantiser rounds its weights once more, to scales that are multiples of the multiplier's step.
 
     Raises:
         InputError: as `read`.
@@ -99,17 +98,16 @@ def read_format_1(path: Path) -> tuple[Network, dict[str, Any]]:
     description = about.pop("network")
     scales = {network.INPUT: description["input_scale"]}
     for entry in description["nodes"]:
-        name, source = entry["name"], scales[entry["inputs"][0]]
-        if "relu" not in entry:
-            scales[name] = source
-            continue
-        entry["logits"] = entry["scale"] is None
-        factor = source * arrays.pop(f"{name}/weight_scale").astype(np.float64)
-        if entry["logits"]:
-            entry["scale"] = float(factor.max() * (1 << network.SHIFT) / quantize.FINEST_LOGITS)
-        scales[name] = entry["scale"]
-        multiplier = np.clip(np.rint(factor / entry["scale"] * (1 << network.SHIFT)), 1, network.HIGHEST_MULTIPLIER)
-        arrays[f"{name}/multiplier"] = multiplier.astype(np.int32)
+        name, scale = entry["name"], scales[entry["inputs"][0]]
+        if "relu" in entry:
+            unit = arrays.pop(f"{name}/weight_scale").astype(np.float64)
+            codes = arrays[f"{name}/weight"]
+            weight, bias = codes * unit.reshape(-1, *[1] * (codes.ndim - 1)), arrays[f"{name}/bias"] * unit * scale
+            rounded = quantize.rounded(weight, bias, scale, entry["scale"])
+            entry |= {part: rounded.pop(part) for part in ("scale", "logits")}
+            arrays |= {f"{name}/{part}": array for part, array in rounded.items()}
+            scale = entry["scale"]
+        scales[name] = scale
     return _rebuild(description, arrays), about
 
 

@@ -49,9 +49,9 @@ def test_max_pool(given_pool, count, channels, seed):
 @given(st.tuples(st.integers(1, 3), CHANNELS, st.integers(1, 9), st.integers(1, 9)), SEEDS)
 def test_energy(shape, seed):
     codes = random_codes(seed, shape)
-    q = np.empty(shape[0] * shape[2] * shape[3], np.float32)
+    q = np.empty(shape[0] * shape[2] * shape[3], np.int64)
     kernels.energy(channels_last(codes).reshape(-1, shape[1]), q)
-    assert np.array_equal(q, reference.energy(codes).reshape(-1).astype(np.float32))
+    assert np.array_equal(q, reference.energy(codes).reshape(-1))
 
 
 @given(
@@ -82,11 +82,11 @@ def test_approximate(count, places, channels, seed, counted, squared):
     weights = generator.integers(1, 1000, places) if counted else np.empty(0, np.int64)
     expected = tap.tap(codes, four, tmax)
     kinds = reference.tally(expected, (0, four[1], tmax), weights.reshape(-1, 1)) if counted else np.zeros(4)
-    for kernel in [kernels.approximate] + [kernels.approximate_avx2] * convolution.available():
+    for kernel in [kernels.approximate] + [kernels.approximate_avx2] * bool(convolution.available()):
         y, counts = np.empty_like(x), np.zeros(4, np.int64)
-        q = np.empty((count, places) if squared else (0, 0), np.float32)
+        q = np.empty((count, places) if squared else (0, 0), np.int64)
         kernel(x, y, np.array([*four, tmax], np.uint8), weights, counts, q)
         assert np.array_equal(y, channels_last(expected).reshape(x.shape))
         assert counts.tolist() == kinds.tolist()
         if squared:
-            assert np.array_equal(q, reference.energy(expected)[:, :, 0].astype(np.float32))
+            assert np.array_equal(q, reference.energy(expected)[:, :, 0])

@@ -11,8 +11,8 @@ from approx_env.network import Concatenation, Convolution, Linear, MaxPool, Netw
 
 def convolution(name, source, inputs, outputs, kernel, stride=1, padding=0) -> Convolution:
     weight = np.ones((outputs, inputs, kernel, kernel), np.int8)
-    ones, zeros = np.ones(outputs, np.float32), np.zeros(outputs, np.int32)
-    return Convolution(name, (source,), weight, ones, zeros, True, 1.0, stride, padding)
+    zeros = np.zeros(outputs, np.int32)
+    return Convolution(name, (source,), weight, zeros, zeros + 1, True, 1.0, False, stride, padding)
 
 
 def network_of(*nodes, shape) -> Network:
@@ -42,7 +42,7 @@ def test_products_of_a_strided_convolution():
 
 
 def test_linear_layers_read_each_code_once_an_output():
-    linear = Linear("l", ("s",), np.ones((7, 5), np.int8), np.ones(7, np.float32), np.zeros(7, np.int32), False, None)
+    linear = Linear("l", ("s",), np.ones((7, 5), np.int8), np.zeros(7, np.int32), np.ones(7, np.int32), False, 1.0, True)
     (reader,) = cost.readers(network_of(Site("s", ("input",)), linear, shape=(5,)))
     assert reader.weights.tolist() == [7]
 

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,22 +27,29 @@ def test_kd_takes_its_temperature_and_the_mean_over_images():
     assert distill.kd_loss(torch.zeros(2, 2), teacher, temperature=1.0) == pytest.approx(expected)
 
 
-def test_attention_map_by_hand():
-    norm = math.sqrt(81 + 256)
-    maps = distill.attention_map(torch.tensor([[5.0, 0.0], [9.0, 16.0]]))
-    assert maps.tolist() == [pytest.approx([1.0, 0.0]), pytest.approx([9 / norm, 16 / norm])]
-
-
-def test_attention_map_of_zeros_stays_zero():
-    assert not distill.attention_map(torch.zeros(2, 7)).any()
-
-
 def test_attention_distance_by_hand():
-    student, teacher = (
-        torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 0.0]]),
-        torch.tensor([[0.0, 1.0], [0.6, 0.8], [1.0, 0.0]]),
-    )
-    assert distill.attention_distances(student, teacher).tolist() == pytest.approx([2.0, 0.0, 1.0])
+    student = torch.tensor([[5, 0], [6, 8], [0, 0], [0, 0], [3, 4]])
+    teacher = torch.tensor([[0, 7], [3, 4], [9, 0], [0, 0], [4, 3]])
+    # Maps (1, 0) and (0, 1); the same map twice; one of zeros; both; and (0.6, 0.8) with (0.8, 0.6).
+    expected = [2.0, 0.0, 1.0, 0.0, pytest.approx(2 - 2 * 0.96)]
+    assert distill.attention_distances(student, teacher).tolist() == expected
+
+
+def test_energies_of_any_size_are_exact():
+    huge = torch.full((1, 1000), 2**25)
+    other = huge.clone()
+    other[0, 0] += 1
+    assert distill.attention_distances(huge, huge.clone()).tolist() == [0.0]
+    assert distill.attention_distances(huge, other)[0] < 1e-15
+
+
+def test_order_and_chunks_do_not_matter():
+    generator = np.random.default_rng(0)
+    student, teacher = generator.normal(0, 9, (2, 501, 10))
+    order = generator.permutation(501)
+    assert distill.kd_loss(student, teacher) == distill.kd_loss(student[order], teacher[order])
+    labels = generator.integers(0, 10, 501)
+    assert distill.soft_accuracy(student, labels) == distill.soft_accuracy(student[order], labels[order])
 
 
 def test_hard_accuracy_counts_the_first_of_equal_logits():

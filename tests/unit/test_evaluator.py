@@ -37,7 +37,7 @@ def by_hand(problem: Problem, configuration) -> dict[str, float]:
             squares = outputs[name].astype(float) ** 2
             q = squares.sum(1).reshape(len(squares), -1) if squares.ndim == 4 else squares
             maps.append(q / np.maximum(np.linalg.norm(q, axis=1, keepdims=True), 1e-12))
-        return outputs["last"], maps
+        return outputs["last"] * problem.network.logit_scale, maps
 
     def softmax(logits):
         e = np.exp(logits - logits.max(1, keepdims=True))
@@ -66,10 +66,10 @@ def test_score_by_hand(problem, reward):
     assert score.kd > 0
     assert score.at > 0
     for name, value in expected.items():
-        assert getattr(score, name) == pytest.approx(value, rel=1e-3, abs=1e-6), name
+        assert getattr(score, name) == pytest.approx(value, rel=1e-9, abs=1e-12), name
     rewarded = expected["soft_accuracy" if reward.accuracy == "soft" else "accuracy"]
     assert score.return_ == pytest.approx(
-        rewarded - reward.kd_weight * expected["kd"] - reward.at_weight * expected["at"], rel=1e-3
+        rewarded - reward.kd_weight * expected["kd"] - reward.at_weight * expected["at"], rel=1e-9
     )
 
 

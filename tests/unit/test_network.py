@@ -85,7 +85,8 @@ def test_alexnet_layers_and_shapes(networks):
 def test_last_classifier_layer_is_quantised_but_not_approximated(network):
     last = [node for node in network.nodes if isinstance(node, Weighted)][-1]
     assert last.weight.dtype == np.int8
-    assert last.scale is None
+    assert last.logits
+    assert not any(node.logits for node in network.nodes if isinstance(node, Weighted) and node is not last)
     assert not any(isinstance(node, Site) for node in network.nodes[network.nodes.index(last) :])
 
 
@@ -102,8 +103,8 @@ def test_shapes_scales_and_macs_by_hand(by_hand):
 
 def convolution(name, source, inputs, outputs, kernel, stride=1, padding=0) -> Convolution:
     weight = np.ones((outputs, inputs, kernel, kernel), np.int8)
-    ones, zeros = np.ones(outputs, np.float32), np.zeros(outputs, np.int32)
-    return Convolution(name, (source,), weight, ones, zeros, True, 0.5, stride, padding)
+    zeros = np.zeros(outputs, np.int32)
+    return Convolution(name, (source,), weight, zeros, zeros + 1, True, 0.5, False, stride, padding)
 
 
 def network_of(*nodes, shape=(3, 9, 6), attention=()) -> Network:
@@ -198,7 +199,52 @@ def test_pool_first_moves_conv1_but_not_attention_layers(networks):
 
 def test_linear_shape():
     weight = np.ones((4, 6), np.int8)
-    linear = Linear("l", ("input",), weight, np.ones(4, np.float32), np.zeros(4, np.int32), True, 0.5)
+    linear = Linear("l", ("input",), weight, np.zeros(4, np.int32), np.ones(4, np.int32), True, 0.5, False)
     network = network_of(linear, Site("s", ("l",)), shape=(6,))
     assert network.shapes["l"] == (4,)
     assert network.macs == {"l": 24}
+
+
+def test_pool_first_keeps_the_order_of_layers():
+    """Two branches: the pool behind 'one' comes after 'two'."""
+    one, two = convolution("a", "input", 3, 4, 1), convolution("b", "input", 3, 4, 1)
+    network = network_of(
+        one, Site("one", ("a",)), two, Site("two", ("b",)), MaxPool("p", ("one",), 2, 2, False),
+        MaxPool("q", ("two",), 2, 2, False), Concatenation("j", ("p", "q")),
+    )  # fmt: skip
+    moved = pool_first(network)
+    assert moved.layers == network.layers == ("one", "two")
+    assert {name for name in network.layers if moved.shapes[name] != network.shapes[name]} == {"two"}
+
+
+BROKEN = {
+    "weights of at least -127": {"weight": np.array([[-128, 0], [1, 1]], np.int8)[:, :, None, None]},
+    "neighbouring weights of one sign that add up to at most 128": {"weight": np.full((2, 2, 1, 1), 65, np.int8)},
+    "multipliers in 1..16777215": {"multiplier": np.array([0, 1], np.int32)},
+    "sums below 1073741824": {"bias": np.full(2, 2**30, np.int32)},
+    "requantised sums below 1073741824": {"bias": np.full(2, 2**29, np.int32), "multiplier": np.full(2, 2**17, np.int32)},
+    "logits below 1099511627776": {
+        "logits": True, "bias": np.full(2, 2**29, np.int32), "multiplier": np.full(2, 2**12, np.int32)
+    },
+    "a positive, finite scale": {"scale": float("nan")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bound", BROKEN)
+def test_bounds_that_engines_rely_on(bound):
+    node = replace(convolution("c", "input", 2, 2, 1), **BROKEN[bound])
+    with pytest.raises(ValueError) as caught:
+        network_of(node, Site("s", ("c",)), shape=(2, 3, 3))
+    assert str(caught.value) == f"node 'c' must have {bound}: quantise its module by approx_env.quantize"
+
+
+def test_weight_scales_follow_from_multipliers(by_hand):
+    assert by_hand.weight_scale(by_hand.by_name["conv"]).tolist() == [0.5, 0.25]
+    assert by_hand.weight_scale(by_hand.by_name["linear"]).tolist() == [0.5, 0.25]
+
+
+def test_logit_scale_is_divided_by_what_is_pooled():
+    top = replace(convolution("c", "s", 3, 2, 1), logits=True, scale=2.0)
+    network = network_of(Site("s", ("input",)), top, GlobalAveragePool("g", ("c",)))
+    assert network.logit_scale == 2.0 / 2**16 / (9 * 6)
+    assert "c" not in network.scales

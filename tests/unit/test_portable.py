@@ -13,35 +13,34 @@ from approx_env.portable import PortableEngine
 
 @pytest.fixture
 def long() -> Network:
-    """A linear layer whose sums reach 255 x 127 x 1,200, beyond what float32 counts."""
-    weight = np.full((3, 1200), 127, np.int8)
-    weight[1] = np.arange(1200) % 255 - 127
-    scale = np.ones(3, np.float32)
+    """A linear layer whose sums reach 255 x 63 x 2,400, beyond what float32 counts."""
+    weight = np.full((3, 2400), 63, np.int8)
+    weight[1] = np.arange(2400) % 129 - 64
     nodes = (
         Flatten("flat", (INPUT,)),
         Site("layer", ("flat",)),
-        Linear("linear", ("layer",), weight, scale, np.array([1, 2, 3], np.int32), False, None),
+        Linear("linear", ("layer",), weight, np.array([1, 2, 3], np.int32), np.ones(3, np.int32), False, 2.0**16, True),
     )
-    return Network("long", ("a", "b", "c"), (1200, 1, 1), 1.0, 0, nodes, ())
+    return Network("long", ("a", "b", "c"), (2400, 1, 1), 1.0, 0, nodes, ())
 
 
 def test_sums_beyond_float32_are_exact(long):
     runner = PortableEngine(long)
     assert len(runner._weights["linear"]) > 1
-    images = np.full((2, 1200, 1, 1), 255, np.uint8)
+    images = np.full((2, 2400, 1, 1), 255, np.uint8)
     images[1, ::2] = 254
     exact = images.reshape(2, -1).astype(np.int64) @ long.by_name["linear"].weight.T.astype(np.int64) + [1, 2, 3]
     assert (
         runner._sums(long.by_name["linear"], torch.from_numpy(images).float().flatten(1)).tolist()
         == (exact - [1, 2, 3]).tolist()
     )
-    assert np.array_equal(runner.forward(images).numpy(), exact.astype(np.float32))
+    assert np.array_equal(runner.forward(images).numpy(), exact)
 
 
 def test_a_device_that_is_not_exact_is_refused(long, monkeypatch):
     monkeypatch.setattr(portable, "LARGEST_EXACT", 2**40)
     with pytest.raises(
-        InputError, match="^the portable engine on cpu must give exact sums, and those of 'linear' diff"
+        InputError, match="^the portable engine on cpu must give exact codes, and those of 'linear' dif"
     ):
         PortableEngine(long)
 

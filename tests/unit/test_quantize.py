@@ -8,7 +8,16 @@ from torch.nn import functional as F
 
 from approx_env import data, quantize
 from approx_env.errors import InputError
-from approx_env.network import Concatenation, Convolution, Flatten, GlobalAveragePool, Linear, MaxPool, Site
+from approx_env.network import (
+    Concatenation,
+    Convolution,
+    Flatten,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Site,
+    weight_pairs,
+)
 from approx_env.vector import VectorEngine
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
@@ -35,23 +44,29 @@ def refusal(module: nn.Module, layers=None) -> str:
 def test_weight_pairs_by_hand():
     weight = np.array([[3, 4, -5], [-3, -4, 5], [3, -4, -6], [1, 0, 0]])[:, :, None, None]
     # (3 + 4, 0), (3 + 4, 5), pairs of two signs do not add up, an odd last channel stands alone
-    assert quantize.weight_pairs(weight).tolist() == [7, 7, 6, 1]
+    assert weight_pairs(weight).tolist() == [7, 7, 6, 1]
 
 
 def test_weight_pairs_take_the_worst_position_and_do_not_wrap():
     weight = np.array([[[1, 127], [2, 127]]], np.int8)
-    assert quantize.weight_pairs(weight).tolist() == [254]
-    assert quantize.weight_pairs(np.array([[-128, -128]], np.int8)).tolist() == [256]
+    assert weight_pairs(weight).tolist() == [254]
+    assert weight_pairs(np.array([[-128, -128]], np.int8)).tolist() == [256]
 
 
 def test_quantize_weight_by_hand():
     weight = np.array([[1.0, -0.5, 0.25], [0.0, 0.0, 0.0], [2.0, 2.0, 0.0]])
-    codes, scale = quantize.quantize_weight(weight)
+    codes, multiples = quantize.quantize_weight(weight, 1 / 127 / 1000)
     assert codes.dtype == np.int8
-    assert scale.dtype == np.float32
+    assert multiples.dtype == np.int32
     # 127 to the largest weight; 63.5 rounds to the even 64, and a pair of them is 128
     assert codes.tolist() == [[127, -64, 32], [0, 0, 0], [64, 64, 0]]
-    np.testing.assert_allclose(scale, [1 / 127, 1e-12, 4 / 127], rtol=1e-6)
+    assert multiples.tolist() == [1000, 1, 4000]
+
+
+def test_scales_of_weights_are_multiples_of_the_step():
+    codes, multiples = quantize.quantize_weight(np.array([[1.0, -0.5, 0.25]]), 0.005)
+    # 1 / 127 / 0.005 = 1.57..: the scale is two steps, and 1.0 is a hundred of them.
+    assert (codes.tolist(), multiples.tolist()) == ([[100, -50, 25]], [2])
 
 
 # -- activations
@@ -85,11 +100,13 @@ def test_batch_norm_folding_by_hand():
         norm.running_mean.fill_(5.0)
         norm.running_var.fill_(4.0)
     module = chain(c=conv, n=norm, r=nn.ReLU(), a=nn.Identity(), last=nn.Conv2d(1, 2, 1))
-    node = quantized(module, IMAGES[:, :1]).by_name["c"]
+    network = quantized(module, IMAGES[:, :1])
+    node = network.by_name["c"]
     # 3 ((2 x + 1) - 5) / 2 + 7 = 3 x + 1
     assert node.weight.reshape(-1).tolist() == [127]
-    assert node.weight_scale[0] * 127 == pytest.approx(3.0, rel=1e-6)
-    unit = data.PIXEL_SCALE * node.weight_scale[0]
+    (scale,) = network.weight_scale(node)
+    assert node.weight.item() * scale == pytest.approx(3.0, abs=scale / 2)
+    unit = data.PIXEL_SCALE * scale
     assert node.bias[0] == round(1 / unit)
     assert node.relu
 
@@ -106,7 +123,7 @@ def test_nodes_of_a_small_network(small):
     nodes = small.network.by_name
     assert (nodes["one.0"].stride, nodes["one.0"].padding) == (2, 1)
     assert (nodes["pool"].kernel, nodes["pool"].stride, nodes["pool"].ceil) == (3, 2, True)
-    assert nodes["last"].scale is None
+    assert nodes["last"].logits
     assert not nodes["last"].relu
     assert small.network.input_shape == (3, 10, 10)
     assert (small.network.input_scale, small.network.input_zero_point) == (1 / 64, 128)

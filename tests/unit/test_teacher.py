@@ -150,7 +150,7 @@ def test_json_of_something_else(folder, content):
 
 def test_float_teacher_is_no_int8_teacher(folder):
     path = folder / "squeezenet-few.float.json"
-    assert refusal(path) == f"{path} is not an INT8 teacher of format 1: name a .int8.json that training wrote"
+    assert refusal(path) == f"{path} is not an INT8 teacher of format 2: name a .int8.json that training wrote"
 
 
 def test_int8_teacher_is_no_float_teacher(folder):
@@ -162,8 +162,8 @@ def test_int8_teacher_is_no_float_teacher(folder):
 
 def test_another_format(folder):
     path = folder / "squeezenet-few.int8.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    assert refusal(path) == f"{path} is not an INT8 teacher of format 1: name a .int8.json that training wrote"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+    assert refusal(path) == f"{path} is not an INT8 teacher of format 2: name a .int8.json that training wrote"
 
 
 def spoil_op(description):
