@@ -30,6 +30,9 @@ TARGETS = {
     "episode_over_pass": Target(
         "one whole episode over one bare INT8 forward pass of the same images on the same engine", 1.0, True
     ),
+    "episode_over_landed": Target(
+        "one episode over one of the engine before its codes were exact (commit 6d5788c)", 1.05, True
+    ),
     "episode_speedup_over_float_reference": Target(
         "a plain float32 student's episode, its teacher re-run, over ours", 30.0, False
     ),

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from search import selection
 
-RETURNS = (0.5, 0.25, 0.5, -1.0, 0.75, 0.5, 0.0)  # with ties
+RETURNS = (0.5, 0.25, 0.5, -1.0, 0.75, 0.5, 0.0)  # some of them equal
 ROWS = st.lists(
     st.tuples(st.integers(0, 4), st.integers(0, 9), st.integers(0, 2), st.integers(0, 20)).map(
         lambda drawn: {

@@ -76,7 +76,7 @@ def test_a_configuration_is_promoted_once():
         ([0.95, 0.90, 0.91], [2.1, 2.0, 1.9], (2, True)),  # 2.1 points are too many, whatever the accuracy
         ([0.90], [2.0], (0, True)),  # the limit itself is within
         ([0.80, 0.85, 0.82], [9.0, 4.0, 7.0], (1, False)),  # none within: the most accurate of all
-        ([0.90, 0.92, 0.92], [2.0, 0.0, 0.0], (1, True)),  # a tie goes to the higher search return
+        ([0.90, 0.92, 0.92], [2.0, 0.0, 0.0], (1, True)),  # of equals the one with the higher search return
         ([0.80, 0.80], [9.0, 9.0], (0, False)),
         ([0.90, 0.93], [1.0, -2.0], (1, True)),  # a student may be better than its teacher
     ],
