@@ -279,7 +279,8 @@ class _Reader:
         elif traced.target in (torch.relu, F.relu) or traced.target == "relu":
             self._fold_relu(traced)
         elif traced.target is torch.flatten or traced.target == "flatten":
-            self._add(traced, traced.name, Flatten)
+            axes = [*traced.args[1:], *traced.kwargs.values()]
+            self._visit_flatten(traced, traced.name, *(axes or [0]))
         elif traced.target in (operator.add, operator.iadd, torch.add):
             self._visit_addition(traced)
         else:
@@ -315,12 +316,18 @@ class _Reader:
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
             self._add(traced, path, GlobalAveragePool)
         elif isinstance(module, nn.Flatten):
-            if self.found.get(self.tensor[traced.args[0]], {}).get("kind") is GlobalAveragePool:  # gives (n, c) already
-                self._bind(traced, self.tensor[traced.args[0]])
-            else:
-                self._add(traced, path, Flatten)
+            self._visit_flatten(traced, path, module.start_dim, module.end_dim)
         else:
             raise InputError(f"'{path}' ({type(module).__name__}) has no INT8 counterpart")
+
+    def _visit_flatten(self, traced: fx.Node, name: str, start: int, end: int = -1) -> None:
+        if (start, end) not in ((1, -1), (1, 3)):
+            raise InputError(f"'{name}' flattens from dimension {start} to {end}: only all but the first (1 to -1) can be")
+        source = self.tensor[traced.args[0]]
+        if self.found.get(source, {}).get("kind") is GlobalAveragePool:  # gives (n, c) already
+            self._bind(traced, source)
+        else:
+            self._add(traced, name, Flatten)
 
     def _visit_convolution(self, traced: fx.Node, path: str, module: nn.Conv2d) -> None:
         stride, padding = module.stride[0], module.padding[0] if isinstance(module.padding, tuple) else None

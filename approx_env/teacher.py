@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import nn
 
@@ -75,7 +76,7 @@ def read(path: str | os.PathLike) -> Teacher:
             f"{path} is an INT8 teacher of format 1, whose codes differ from CPU to CPU: convert it by `python -m "
             f"approx_env.catalogue convert {path}`"
         )
-    if about.get("format") != FORMAT or "network" not in about:
+    if about.get("format") != FORMAT or not isinstance(about.get("network"), dict):
         raise InputError(f"{path} is not an INT8 teacher of format {FORMAT}: name a .int8.json that training wrote")
     try:
         teacher = Teacher(_rebuild(about.pop("network"), arrays), about | {"file": str(path)})
@@ -118,8 +119,12 @@ def read_float(path: str | os.PathLike) -> nn.Module:
         InputError: as `read`.
     """
     arrays, about = _read_float(Path(path))
-    module = models.build(about["model"], len(about["classes"]), **about["architecture"])
-    module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    try:
+        module = models.build(about["model"], len(about["classes"]), **about["architecture"])
+        module.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} does not hold a float teacher ({told}): write it anew by training") from error
     return module.eval()
 
 
@@ -144,11 +149,16 @@ def _describe(quantised: Network) -> tuple[dict[str, np.ndarray], dict[str, Any]
             else:
                 entry[part.name] = value
         nodes.append(entry)
-    own = {part.name: getattr(quantised, part.name) for part in fields(quantised) if part.name != "nodes"}
+    own = {part.name: getattr(quantised, part.name) for part in fields(quantised) if part.init and part.name != "nodes"}
     return arrays, own | {"nodes": nodes}
 
 
 def _rebuild(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Network:
+    """The network of a file.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it describes none that could be a teacher.
+    """
     nodes: list[Node] = []
     for entry in description.pop("nodes"):
         kind = network.OPERATIONS[entry.pop("op")]
@@ -156,7 +166,11 @@ def _rebuild(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Netw
         stored = {part.name for part in fields(kind)} - set(entry)
         nodes.append(kind(**entry, **{name: arrays[f"{entry['name']}/{name}"] for name in stored}))
     tuples = {key: tuple(value) for key, value in description.items() if isinstance(value, list)}
-    return Network(nodes=tuple(nodes), **(description | tuples))
+    made = Network(nodes=tuple(nodes), **(description | tuples))
+    last = made.nodes[-1].name
+    if last in made.scales or made.shapes[last] != (len(made.classes),):
+        raise ValueError(f"the last node must give {len(made.classes)} logits, one a class")
+    return made
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], about: dict[str, Any]) -> None:
@@ -183,7 +197,10 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ) from error
     if not isinstance(about, dict) or hashlib.sha256(content).hexdigest() != about.get("sha256"):
         raise InputError(f"{arrays_path} is not what {path.name} describes (truncated or exchanged): copy both anew")
-    return load(content), about
+    try:
+        return load(content), about
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{arrays_path} holds no arrays ({error}): write it anew by training") from error
 
 
 def _read_float(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -42,7 +42,8 @@ def problems(draw, kind: str):
 def check(codes: np.ndarray, node: Convolution, zero_point: int, kind: type[convolution.Packed]):
     """Each instruction set writes the reference's codes, or sums, into its own channels alone."""
     images = codes.transpose(0, 3, 1, 2)
-    network = Network("m", ("0", "1"), images.shape[1:], 1.0, zero_point, (node, Site("s", ("c",))), ())
+    layer = replace(node_of(1, images.shape[1], 1), name="other"), Site("s", ("other",))
+    network = Network("m", ("0", "1"), images.shape[1:], 1.0, zero_point, (node, *layer), ())
     expected = reference.weighted(network, node, images).transpose(0, 2, 3, 1)
     out = len(node.weight)
     for name in convolution.available():

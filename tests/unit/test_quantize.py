@@ -1,3 +1,4 @@
+import re
 from collections import OrderedDict
 
 import numpy as np
@@ -154,7 +155,7 @@ def test_concatenated_branches_share_one_scale():
     network = quantized(Functional())
     assert network.by_name["left"].scale == network.by_name["right"].scale == network.scales["a"]
     assert [type(node) for node in network.nodes] == [
-        Convolution, Convolution, Concatenation, Site, Convolution, GlobalAveragePool, Flatten
+        Convolution, Convolution, Concatenation, Site, Convolution, GlobalAveragePool
     ]  # fmt: skip
     assert network.by_name["last"].relu
 
@@ -236,6 +237,30 @@ def test_functions_without_a_counterpart():
 
 def test_concatenation_over_another_axis():
     assert refusal(Functional(axis=2)) == "'cat' concatenates over axis 2: only channels (1) can be"
+
+
+class Flattened(nn.Module):
+    """A classifier behind a flattening that `flatten` does."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        self.conv, self.a, self.last, self.flatten = nn.Conv2d(3, 4, 1), nn.Identity(), nn.Linear(4 * 64, 2), flatten
+
+    def forward(self, x):
+        return self.last(self.flatten(self.a(torch.relu(self.conv(x)))))
+
+
+@pytest.mark.parametrize("flatten", [lambda x: torch.flatten(x, 1), lambda x: x.flatten(1), lambda x: x.flatten(start_dim=1),
+                                     lambda x: torch.flatten(x, 1, 3), nn.Flatten(), nn.Flatten(1, 3)])  # fmt: skip
+def test_flattening_all_but_the_first_dimension(flatten):
+    network = quantized(Flattened(flatten))
+    assert network.shapes[network.by_name["last"].inputs[0]] == (256,)
+
+
+@pytest.mark.parametrize("flatten", [lambda x: torch.flatten(x, 2), lambda x: x.flatten(2), torch.flatten,
+                                     lambda x: torch.flatten(x, 1, 2), nn.Flatten(2), nn.Flatten(0)])  # fmt: skip
+def test_other_flattenings_are_refused(flatten):
+    assert re.search("flattens from dimension [012] to (-1|2): only all but the first", refusal(Flattened(flatten)))
 
 
 def test_concatenation_of_what_is_no_convolution():

@@ -240,7 +240,8 @@ def test_no_shipped_teacher():
 def test_network_of_another_shape(folder, value):
     path = folder / "squeezenet-few.int8.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"network": value}))
-    assert refusal(path).startswith(f"{path} does not describe a network (")
+    fault = "does not describe a network (" if isinstance(value, dict) else "is not an INT8 teacher of format 2"
+    assert refusal(path).startswith(f"{path} {fault}")
 
 
 # -- format 1
@@ -292,3 +293,130 @@ def test_only_format_1_is_converted(folder):
     path = folder / "squeezenet-few.int8.json"
     with pytest.raises(InputError, match="is not an INT8 teacher of format 1: there is nothing to convert"):
         teacher.read_format_1(path)
+
+
+# -- mutated files
+
+
+def changed(node: str, **fields):
+    """A change of one node's entry; a value of `...` removes the field."""
+
+    def change(description, arrays):
+        entry = next(entry for entry in description["nodes"] if entry["name"] == node)
+        for name, value in fields.items():
+            if value is ...:
+                del entry[name]
+            else:
+                entry[name] = value
+
+    return change
+
+
+def array(name: str, make):
+    """A change of one array; None removes it."""
+
+    def change(description, arrays):
+        value = make(arrays.pop(name))
+        if value is not None:
+            arrays[name] = np.ascontiguousarray(value)
+
+    return change
+
+
+def header(**fields):
+    def change(description, arrays):
+        for name, value in fields.items():
+            if value is ...:
+                del description[name]
+            else:
+                description[name] = value
+
+    return change
+
+
+def lists(change):
+    return lambda description, arrays: description.update(nodes=change(description["nodes"]))
+
+
+CONV, FIRE, LAST, JOINED = "blocks.conv1.0", "blocks.fire2.squeeze.0", "classifier.1", "cat"
+NUMBERS = ("text", None, [], {}, -1, 1.5, float("nan"), float("inf"), 2**40)
+MUTATIONS = {
+    **{f"stride {value!r}": changed(CONV, stride=value) for value in (*NUMBERS, 0, True)},
+    **{f"padding {value!r}": changed(CONV, padding=value) for value in NUMBERS},
+    **{f"scale {value!r}": changed(CONV, scale=value) for value in ("text", None, [], -1.0, 0.0, float("nan"), float("inf"))},
+    **{f"relu {value!r}": changed(CONV, relu=value) for value in ("yes", None, 1)},
+    **{f"logits {value!r}": changed(CONV, logits=value) for value in ("yes", None, 1, True)},
+    **{f"kernel {value!r}": changed("pool", kernel=value) for value in (*NUMBERS, 0, True, 1000)},
+    **{f"pool's stride {value!r}": changed("pool", stride=value) for value in (*NUMBERS, 0)},
+    **{f"ceil {value!r}": changed("pool", ceil=value) for value in ("yes", None, 2)},
+    **{f"inputs {value!r}": changed(FIRE, inputs=value)
+       for value in ([], ["nowhere"], [LAST], [FIRE], ["pool", "pool"], [["pool"]], [5], [None], 5, None, "")},
+    **{f"concatenation of {value!r}": changed(JOINED, inputs=value) for value in ([], ["input"], ["pool", FIRE], [5])},
+    **{f"name {value!r}": changed(CONV, name=value) for value in ("input", "", None, 5, FIRE, ["a"])},
+    **{f"operation {value!r}": changed(CONV, op=value) for value in ("Exec", "", None, 5, "Site", "Linear", "Node", [])},
+    **{f"no {field}": changed(CONV, **{field: ...}) for field in ("op", "name", "inputs", "stride", "padding", "relu",
+                                                                 "scale", "logits")},
+    "a field too many": changed(CONV, colour="red"),
+    "an unequal scale in a concatenation": changed("blocks.fire2.expand1x1.0", scale=0.123),
+    "two nodes of logits": changed("blocks.fire9.squeeze.0", logits=True),
+    "logits that are codes": changed(LAST, logits=False),
+    **{f"{name} {what}": array(f"{CONV}/{name}", make) for name in ("weight", "bias", "multiplier") for what, make in {
+        "missing": lambda a: None, "in float": lambda a: a.astype(np.float32), "in int64": lambda a: a.astype(np.int64),
+        "of no elements": lambda a: a[:0], "of one dimension more": lambda a: a[None], "flat": lambda a: a.reshape(-1)[:7],
+    }.items()},
+    "a weight of -128": array(f"{CONV}/weight", lambda a: np.where(np.arange(a.size).reshape(a.shape) == 5, -128, a).astype(np.int8)),
+    "weights that saturate": array(f"{CONV}/weight", lambda a: np.full_like(a, 127)),
+    "fewer outputs": array(f"{CONV}/weight", lambda a: a[:-1]),
+    "fewer inputs": array(f"{CONV}/weight", lambda a: a[:, :-1]),
+    "a multiplier of 0": array(f"{CONV}/multiplier", np.zeros_like),
+    "a negative multiplier": array(f"{CONV}/multiplier", lambda a: -a),
+    "a huge multiplier": array(f"{CONV}/multiplier", lambda a: np.full_like(a, 2**31 - 1)),
+    "a huge bias": array(f"{CONV}/bias", lambda a: np.full_like(a, -(2**31))),
+    **{f"input scale {value!r}": header(input_scale=value) for value in ("1", None, 0, -1.0, float("nan"), float("inf"))},
+    **{f"zero point {value!r}": header(input_zero_point=value) for value in ("1", None, -1, 256, 1.5, True)},
+    **{f"input shape {value!r}": header(input_shape=value)
+       for value in ([], [3, 32], [3, 0, 32], [3, -1, 32], [1, 32, 32], [3, 32, "32"], [2**20] * 3, [3, 2, 2], 5, None)},
+    **{f"classes {value!r}": header(classes=value) for value in ([], ["a"], ["a", "a"], [1, 2], ["a", "b", "c"], "ab", None)},
+    **{f"attention {value!r}": header(attention=value) for value in (["nowhere"], [5], "fire4", None)},
+    **{f"model {value!r}": header(model=value) for value in ("", None, 5)},
+    **{f"standardised {value!r}": header(standardised=value) for value in ("no", None, 1)},
+    **{f"no {field} at all": header(**{field: ...}) for field in ("model", "classes", "input_shape", "input_scale",
+                                                                 "input_zero_point", "attention", "nodes")},
+    "nodes that are none": header(nodes=[1, 2]), "no nodes": header(nodes=[]), "nodes of text": header(nodes="x"),
+    "a surplus header": header(surplus=1),
+    "nodes turned round": lists(lambda nodes: nodes[::-1]), "a node twice": lists(lambda nodes: [*nodes, nodes[0]]),
+    "the first node missing": lists(lambda nodes: nodes[1:]), "the last nodes missing": lists(lambda nodes: nodes[:-2]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_mutated_teachers_are_refused(folder, mutation):
+    path = folder / "squeezenet-few.int8.json"
+    arrays, about = load(path.with_suffix(".safetensors").read_bytes()), json.loads(path.read_text())
+    MUTATIONS[mutation](about["network"], arrays)
+    content = save(arrays)
+    path.with_suffix(".safetensors").write_bytes(content)
+    path.write_text(json.dumps(about | {"sha256": hashlib.sha256(content).hexdigest()}))
+    message = refusal(path)
+    assert message.startswith(f"{path} does not describe a network (") or " is not an INT8 teacher of format 2" in message
+    assert len(message) < 700
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0{}", b"\x03\0\0\0\0\0\0\0{x}"])
+def test_arrays_that_are_none(folder, content):
+    path = folder / "squeezenet-few.int8.json"
+    path.with_suffix(".safetensors").write_bytes(content)
+    about = json.loads(path.read_text()) | {"sha256": hashlib.sha256(content).hexdigest()}
+    path.write_text(json.dumps(about))
+    refusal(path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": "nowhere"}, {"model": 5}, {"architecture": None}, {"architecture": {"colour": 1}}, {"classes": 5},
+               {"model": "alexnet"}, {"classes": ["a", "b", "c"]}]
+)  # fmt: skip
+def test_mutated_float_teachers_are_refused(folder, change):
+    path = folder / "squeezenet-few.float.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match="does not hold a float teacher"):
+        teacher.read_float(path)
