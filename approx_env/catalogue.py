@@ -20,7 +20,8 @@ import torch
 
 from approx_env import data, engines, models, quantize, teacher, training
 from approx_env.errors import InputError, exit_status
-from approx_env.network import Network, Weighted
+from approx_env.network import Network
+from approx_env.nodes import Weighted
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (teacher.SHIPPED, ROOT / "results" / "teachers")
@@ -193,7 +194,9 @@ def _run(argv: list[str]) -> None:
         case ["--help"] | ["-h"]:
             print(__doc__)
         case _:
-            raise InputError(f"python -m approx_env.catalogue takes shipped, sizes, or convert FILE [DATA_DIR], got '{' '.join(argv)}'")
+            raise InputError(
+                f"python -m approx_env.catalogue takes shipped, sizes, or convert FILE [DATA_DIR], got '{' '.join(argv)}'"
+            )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from functools import cache
 import numba
 import numpy as np
 
-from approx_env import network, simd
-from approx_env.network import Convolution, Weighted
+from approx_env import nodes, simd
+from approx_env.nodes import Convolution, Weighted
 from approx_env.simd import OUTPUT_TILE, SETS, TILE, TRANSFORMED
 
 G = np.array([[1, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [1, -2, 4], [0, 0, 1]])  # rows times 4, 6, 6, 24, 24, 1
@@ -42,7 +42,7 @@ def kind_of(node: Weighted) -> type[Packed]:
     if not isinstance(node, Convolution) or node.logits:
         return Direct
     _, channels, *kernel = node.weight.shape
-    fits = network.highest_sums(node).max() <= HIGHEST_WINOGRAD_SUM and channels % TRANSFORMED == 0
+    fits = nodes.highest_sums(node).max() <= HIGHEST_WINOGRAD_SUM and channels % TRANSFORMED == 0
     return Winograd if (*kernel, node.stride, node.padding) == (3, 3, 1, 1) and fits else Direct
 
 
@@ -66,7 +66,7 @@ class Packed:
         self._order = list(range(self._set.channels)) if node.logits else list(self._set.order)
         total = weight.astype(np.int64).sum((1, 2, 3))
         self._bias = self._blocks(node.bias - zero_point * total).astype(np.int32)
-        self._multiplier = self._blocks(node.multiplier / (1 << network.SHIFT)).astype(np.float32)  # exact
+        self._multiplier = self._blocks(node.multiplier / (1 << nodes.SHIFT)).astype(np.float32)  # exact
         self._run = _compiled(SETS.index(self._set))[type(self).__name__]
         self._pack(weight)
 

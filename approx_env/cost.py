@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from approx_env.network import Convolution, Flatten, Linear, MaxPool, Network, Weighted
+from approx_env.network import Network
+from approx_env.nodes import Convolution, Flatten, Linear, MaxPool, Weighted
 
 KINDS = ("zero", "v1", "v2", "exact")
 

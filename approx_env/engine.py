@@ -16,18 +16,8 @@ import numpy as np
 import torch
 
 from approx_env import cost, data, tap
-from approx_env.network import (
-    INPUT,
-    Addition,
-    Concatenation,
-    Flatten,
-    GlobalAveragePool,
-    MaxPool,
-    Network,
-    Node,
-    Site,
-    Weighted,
-)
+from approx_env.network import Network
+from approx_env.nodes import INPUT, Addition, Concatenation, Flatten, GlobalAveragePool, MaxPool, Node, Site, Weighted
 
 NO_WEIGHTS = np.empty(0, np.int64)
 

@@ -98,7 +98,9 @@ class Evaluator:
         self.network = pool_first(problem.network)
         calibrated = tuple(layer.name for layer in problem.calibration.layers)
         if calibrated != self.network.layers:
-            raise ValueError(f"the calibration must be of layers {self.network.layers}, in this order, got {calibrated}")
+            raise ValueError(
+                f"the calibration must be of layers {self.network.layers}, in this order, got {calibrated}"
+            )
         self.readers = cost.readers(self.network)
         self.covered = cost.covered(self.network, self.readers)
         self.engine = engines.build(self.network, problem.engine, problem.device, self.readers)

@@ -12,26 +12,13 @@ import numpy as np
 
 from approx_env import validity
 from approx_env.nodes import (
-    HALF,
-    HIGHEST_MULTIPLIER,
-    HIGHEST_PAIR,
-    HIGHEST_SUM,
-    HIGHEST_WEIGHT,
     INPUT,
-    OPERATIONS,
     SHIFT,
-    Addition,
-    Concatenation,
-    Convolution,
-    Flatten,
     GlobalAveragePool,
-    Linear,
     MaxPool,
     Node,
     Site,
     Weighted,
-    highest_sums,
-    weight_pairs,
 )
 
 
@@ -143,5 +130,3 @@ def pool_first(network: Network) -> Network:
         else:
             nodes.append(replace(node, inputs=tuple(site_of.get(name, name) for name in node.inputs)))
     return replace(network, nodes=tuple(nodes))
-
-

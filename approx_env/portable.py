@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from approx_env import cost, reference, tap
 from approx_env.engine import Engine, in_order
 from approx_env.errors import InputError
-from approx_env.network import HALF, SHIFT, MaxPool, Network, Weighted
+from approx_env.network import Network
+from approx_env.nodes import HALF, SHIFT, MaxPool, Weighted
 
 LARGEST_EXACT = 2**24  # integers up to here are exact in float32
 PROOF_IMAGES = 8

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from approx_env import quantize
-from approx_env.network import (
+from approx_env.nodes import (
     INPUT,
     Addition,
     Concatenation,

@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from approx_env import data, tap
-from approx_env.network import (
+from approx_env.network import Network
+from approx_env.nodes import (
     HALF,
     INPUT,
     SHIFT,
@@ -22,7 +23,6 @@ from approx_env.network import (
     Flatten,
     GlobalAveragePool,
     MaxPool,
-    Network,
     Site,
     Weighted,
 )

@@ -379,7 +379,9 @@ def _multiply_shorts(code: _Code, rows, row_step, weight, steps, out) -> None:
 
     def body(i, sums):
         for k in range(unrolled):
-            weights = code.halves(weight, code.builder.add(code.times(i, code.block_bytes), _as_constant(k * code.block_bytes)))
+            weights = code.halves(
+                weight, code.builder.add(code.times(i, code.block_bytes), _as_constant(k * code.block_bytes))
+            )
             products = []
             for row, start in enumerate(starts):
                 both = code.spread(code.builder.add(start, code.times(i, 4)), 4 * k)

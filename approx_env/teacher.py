@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 from torch import nn
 
-from approx_env import models, network, quantize
+from approx_env import models, quantize
 from approx_env.errors import InputError
-from approx_env.network import Network, Node
+from approx_env.network import Network
+from approx_env.nodes import INPUT, OPERATIONS, Node
 
 FORMAT = 2  # 1 had float32 scales of weights in place of integer multipliers
 SHIPPED = Path(__file__).parent / "teachers"
@@ -97,7 +98,7 @@ def read_format_1(path: Path) -> tuple[Network, dict[str, Any]]:
     if about.get("format") != 1 or "network" not in about:
         raise InputError(f"{path} is not an INT8 teacher of format 1: there is nothing to convert")
     description = about.pop("network")
-    scales = {network.INPUT: description["input_scale"]}
+    scales = {INPUT: description["input_scale"]}
     for entry in description["nodes"]:
         name, scale = entry["name"], scales[entry["inputs"][0]]
         if "relu" in entry:
@@ -161,7 +162,7 @@ def _rebuild(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Netw
     """
     nodes: list[Node] = []
     for entry in description.pop("nodes"):
-        kind = network.OPERATIONS[entry.pop("op")]
+        kind = OPERATIONS[entry.pop("op")]
         entry["inputs"] = tuple(entry["inputs"])
         stored = {part.name for part in fields(kind)} - set(entry)
         nodes.append(kind(**entry, **{name: arrays[f"{entry['name']}/{name}"] for name in stored}))

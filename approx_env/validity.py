@@ -196,7 +196,7 @@ def _of_bounds(node: Weighted) -> Iterator[str]:
         f"neighbouring weights of one sign that add up to at most {nodes.HIGHEST_PAIR}":
             nodes.weight_pairs(node.weight).max() <= nodes.HIGHEST_PAIR,
         f"multipliers in 1..{nodes.HIGHEST_MULTIPLIER}":
-            1 <= multiplier.min() and multiplier.max() <= nodes.HIGHEST_MULTIPLIER,
+            multiplier.min() >= 1 and multiplier.max() <= nodes.HIGHEST_MULTIPLIER,
         f"sums below {nodes.HIGHEST_SUM}": sums.max() < nodes.HIGHEST_SUM,
         f"requantised sums below {nodes.HIGHEST_VALUE}":
             node.logits or (products >> nodes.SHIFT).max() < nodes.HIGHEST_VALUE,

@@ -14,7 +14,8 @@ import torch
 from approx_env import convolution, cost, kernels, simd
 from approx_env.engine import Engine, in_order, order
 from approx_env.errors import InputError
-from approx_env.network import Concatenation, MaxPool, Network, Weighted
+from approx_env.network import Network
+from approx_env.nodes import Concatenation, MaxPool, Weighted
 
 
 class VectorEngine(Engine):

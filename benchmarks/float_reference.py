@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from approx_env import data
 from approx_env.evaluator import Configuration, Problem
-from approx_env.network import (
+from approx_env.nodes import (
     INPUT,
     Addition,
     Concatenation,
@@ -115,7 +115,10 @@ class FloatReference:
         raise NotImplementedError(type(node).__name__)
 
     def _dequantised(self, node: Weighted) -> tuple[torch.Tensor, torch.Tensor]:
-        weight, scale = torch.from_numpy(node.weight).float(), torch.from_numpy(self._network.weight_scale(node)).float()
+        weight, scale = (
+            torch.from_numpy(node.weight).float(),
+            torch.from_numpy(self._network.weight_scale(node)).float(),
+        )
         bias = torch.from_numpy(node.bias) * scale * self._network.scales[node.inputs[0]]
         return weight * scale.view(-1, *[1] * (weight.dim() - 1)), bias
 

@@ -37,7 +37,9 @@ def available() -> bool:
 def served(model: str, images: int) -> Iterator[Callable[[], object]]:
     """Gives a function that has the earlier engine score another configuration, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=io.BytesIO(_git("archive", COMMIT, "approx_env", "search", "benchmarks").stdout)) as tar:
+        with tarfile.open(
+            fileobj=io.BytesIO(_git("archive", COMMIT, "approx_env", "search", "benchmarks").stdout)
+        ) as tar:
             tar.extractall(folder, filter="data")
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, model, str(images)], cwd=folder, text=True,

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from approx_env.network import (
+from approx_env.network import Network
+from approx_env.nodes import (
     INPUT,
     Addition,
     Concatenation,
@@ -15,7 +16,6 @@ from approx_env.network import (
     GlobalAveragePool,
     Linear,
     MaxPool,
-    Network,
     Node,
     Site,
     Weighted,
@@ -100,7 +100,9 @@ class _Writer:
             "DequantizeLinear",
             [
                 self._constant(f"{node.name}.bias", node.bias),
-                self._constant(f"{node.name}.bias_scale", (self._network.weight_scale(node) * scale).astype(np.float32)),
+                self._constant(
+                    f"{node.name}.bias_scale", (self._network.weight_scale(node) * scale).astype(np.float32)
+                ),
             ],
             f"{node.name}.bias_value",
             axis=0,

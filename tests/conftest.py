@@ -11,7 +11,8 @@ from torch import nn
 
 from approx_env import calibration, data, quantize, teacher
 from approx_env.evaluator import Evaluator, Problem, Reward
-from approx_env.network import Convolution, Flatten, Linear, MaxPool, Network, Site
+from approx_env.network import Network
+from approx_env.nodes import Convolution, Flatten, Linear, MaxPool, Site
 
 MODELS = ("squeezenet", "alexnet")
 CALIBRATION_IMAGES, SEARCH_IMAGES = 64, 24
@@ -157,5 +158,10 @@ def few() -> data.Dataset:
     pixels = {split: generator.integers(0, 256, (count, 3, 32, 32), np.uint8) for split, count in sizes.items()}
     labels = {split: np.arange(count) % 2 for split, count in sizes.items()}
     return data.Dataset(
-        "few", ("even", "odd"), False, labels, "few's digest", lambda split, positions, shorter, side: pixels[split][positions]
+        "few",
+        ("even", "odd"),
+        False,
+        labels,
+        "few's digest",
+        lambda split, positions, shorter, side: pixels[split][positions],
     )

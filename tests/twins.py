@@ -9,7 +9,8 @@ import numpy as np
 
 from approx_env import convolution, data, reference
 from approx_env.engine import Engine
-from approx_env.network import INPUT, Network
+from approx_env.network import Network
+from approx_env.nodes import INPUT
 from approx_env.portable import PortableEngine
 from approx_env.vector import VectorEngine
 
@@ -34,7 +35,10 @@ def engine_outputs(network: Network, images: np.ndarray, configuration, engine=V
 
 def check_every_node(network: Network, images: np.ndarray, configuration, engine=VectorEngine) -> None:
     """The engine gives the reference's integers at every node."""
-    found, expected = engine_outputs(network, images, configuration, engine), reference.forward(network, images, configuration)
+    found, expected = (
+        engine_outputs(network, images, configuration, engine),
+        reference.forward(network, images, configuration),
+    )
     assert found.keys() == expected.keys() == {INPUT, *(node.name for node in network.nodes)}
     for name, output in expected.items():
         assert found[name].shape == output.shape, name

@@ -13,7 +13,8 @@ from ray.cluster_utils import Cluster
 from approx_env import calibration, data, engines, models, quantize, teacher, training
 from approx_env.env import TapEnv
 from approx_env.evaluator import Evaluator, Problem, Reward, Score
-from approx_env.network import Addition, Network, pool_first
+from approx_env.network import Network, pool_first
+from approx_env.nodes import Addition
 from approx_env.vector import VectorEngine
 from search import run
 from tests import twins

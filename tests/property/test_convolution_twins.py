@@ -8,9 +8,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from approx_env import convolution, reference
-from approx_env.network import Convolution, Network, Site
+from approx_env.network import Network
+from approx_env.nodes import Convolution, Site
 
 pytestmark = pytest.mark.skipif(not convolution.available(), reason="this CPU has no AVX2")
+
 
 @st.composite
 def problems(draw, kind: str):

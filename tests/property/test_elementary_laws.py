@@ -63,5 +63,3 @@ def test_mean_does_not_depend_on_order(values, random):
     shuffled = list(values)
     random.shuffle(shuffled)
     assert elementary.mean(shuffled) == elementary.mean(values) == pytest.approx(sum(values) / len(values), abs=1e-6)
-
-

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from approx_env import cost, quantize, reference, tap
-from approx_env.network import INPUT, Convolution, Flatten, Linear, Network, Site, pool_first
+from approx_env.network import Network, pool_first
+from approx_env.nodes import INPUT, Convolution, Flatten, Linear, Site
 from approx_env.vector import VectorEngine
 from tests.twins import ENGINES, check_every_node
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from approx_env import convolution, kernels, reference, tap
-from approx_env.network import MaxPool, Network, Site
+from approx_env.network import Network
+from approx_env.nodes import MaxPool, Site
 
 SEEDS = st.integers(0, 2**32)
 # Around bytes, 32-byte vectors and the 128 channels that are counted in a byte.

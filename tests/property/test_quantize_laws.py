@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from approx_env import network, quantize
+from approx_env import nodes, quantize
 
 WEIGHTS = hnp.arrays(
     np.float64,
@@ -27,7 +27,7 @@ def test_weights_are_pair_safe(weight):
     codes, _ = quantize.quantize_weight(weight, STEP)
     assert codes.dtype == np.int8
     assert np.abs(codes.astype(int)).max() <= 127
-    assert network.weight_pairs(codes).max() <= network.HIGHEST_PAIR
+    assert nodes.weight_pairs(codes).max() <= nodes.HIGHEST_PAIR
 
 
 @given(WEIGHTS, st.integers(0, 2**32))
@@ -53,7 +53,7 @@ def test_scales_are_no_larger_than_they_must_be(weight):
     """The largest weight of a channel, or its largest pair, reaches the end of the range."""
     codes, _ = quantize.quantize_weight(weight, STEP)
     largest = np.abs(weight).reshape(len(weight), -1).max(1)
-    reached = np.maximum(np.abs(codes.astype(int)).reshape(len(weight), -1).max(1), network.weight_pairs(codes))
+    reached = np.maximum(np.abs(codes.astype(int)).reshape(len(weight), -1).max(1), nodes.weight_pairs(codes))
     assert (reached[largest > 0.1] >= 126).all()
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from approx_env import catalogue, models, teacher
-from approx_env.network import Linear, Network, Site
+from approx_env.network import Network
+from approx_env.nodes import Linear, Site
 
 ENTRIES = json.loads(catalogue.TEACHERS.read_text())
 ENTRY = {

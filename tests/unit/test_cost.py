@@ -6,7 +6,8 @@ import pytest
 
 from approx_env import calibration, cost, reference
 from approx_env.evaluator import Evaluator, Problem, Reward
-from approx_env.network import Concatenation, Convolution, Linear, MaxPool, Network, Site
+from approx_env.network import Network
+from approx_env.nodes import Concatenation, Convolution, Linear, MaxPool, Site
 
 
 def convolution(name, source, inputs, outputs, kernel, stride=1, padding=0) -> Convolution:
@@ -42,7 +43,9 @@ def test_products_of_a_strided_convolution():
 
 
 def test_linear_layers_read_each_code_once_an_output():
-    linear = Linear("l", ("s",), np.ones((7, 5), np.int8), np.zeros(7, np.int32), np.ones(7, np.int32), False, 1.0, True)
+    linear = Linear(
+        "l", ("s",), np.ones((7, 5), np.int8), np.zeros(7, np.int32), np.ones(7, np.int32), False, 1.0, True
+    )
     (reader,) = cost.readers(network_of(Site("s", ("input",)), linear, shape=(5,)))
     assert reader.weights.tolist() == [7]
 

@@ -6,7 +6,8 @@ import torch
 
 from approx_env import convolution, reference, vector
 from approx_env.errors import InputError
-from approx_env.network import Concatenation, Convolution, GlobalAveragePool, Linear, Network, Site, pool_first
+from approx_env.network import Network, pool_first
+from approx_env.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, Site
 from approx_env.vector import VectorEngine
 from tests import twins
 

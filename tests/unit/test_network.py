@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 
 from approx_env import models, quantize
-from approx_env.network import (
-    Concatenation,
-    Convolution,
-    GlobalAveragePool,
-    Linear,
-    MaxPool,
-    Network,
-    Site,
-    Weighted,
-    pool_first,
-)
+from approx_env.network import Network, pool_first
+from approx_env.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, MaxPool, Site, Weighted
 
 # name: input channels, squeeze, expand on each side, positions
 FIRES = {

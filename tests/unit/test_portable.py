@@ -6,9 +6,10 @@ import torch
 
 from approx_env import engines, portable
 from approx_env.errors import InputError
-from approx_env.network import INPUT, Flatten, Linear, Network, Site
-from approx_env.vector import VectorEngine
+from approx_env.network import Network
+from approx_env.nodes import INPUT, Flatten, Linear, Site
 from approx_env.portable import PortableEngine
+from approx_env.vector import VectorEngine
 
 
 @pytest.fixture

@@ -9,16 +9,7 @@ from torch.nn import functional as F
 
 from approx_env import data, quantize
 from approx_env.errors import InputError
-from approx_env.network import (
-    Concatenation,
-    Convolution,
-    Flatten,
-    GlobalAveragePool,
-    Linear,
-    MaxPool,
-    Site,
-    weight_pairs,
-)
+from approx_env.nodes import Concatenation, Convolution, Flatten, GlobalAveragePool, Linear, MaxPool, Site, weight_pairs
 from approx_env.vector import VectorEngine
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)

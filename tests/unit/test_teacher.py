@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from approx_env import data, models, network, quantize, teacher, training
+from approx_env import data, models, nodes, quantize, teacher, training
 from approx_env.errors import InputError
 from approx_env.vector import VectorEngine
 
@@ -196,7 +196,7 @@ def test_description_of_no_network(folder, spoil):
 
 
 def test_every_operation_can_be_stored():
-    assert set(network.OPERATIONS) == {
+    assert set(nodes.OPERATIONS) == {
         "Convolution", "Linear", "MaxPool", "GlobalAveragePool", "Concatenation", "Addition", "Flatten", "Site"
     }  # fmt: skip
 
@@ -279,7 +279,7 @@ def test_a_converted_teacher_has_the_weights_that_it_had(folder):
     after, about = teacher.read_format_1(path)
     assert about["dataset"] == teacher.about_float(str(path).replace("int8", "float"))["dataset"]
     for node in before.nodes:
-        if isinstance(node, network.Weighted):
+        if isinstance(node, nodes.Weighted):
             same = after.by_name[node.name]
             values, others = (
                 part.weight * whole.weight_scale(part).reshape(-1, *[1] * (part.weight.ndim - 1))
@@ -398,7 +398,9 @@ def test_mutated_teachers_are_refused(folder, mutation):
     path.with_suffix(".safetensors").write_bytes(content)
     path.write_text(json.dumps(about | {"sha256": hashlib.sha256(content).hexdigest()}))
     message = refusal(path)
-    assert message.startswith(f"{path} does not describe a network (") or " is not an INT8 teacher of format 2" in message
+    assert (
+        message.startswith(f"{path} does not describe a network (") or " is not an INT8 teacher of format 2" in message
+    )
     assert len(message) < 700
 
 
