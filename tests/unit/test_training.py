@@ -17,14 +17,14 @@ from approx_env.errors import InputError
 from approx_env.training import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=8)
-TINY = models.Layout((4, 3, 1, 1), ((2, 4), (2, 4)), ("conv1", "fire2"), ("fire2",))
+TINY = squeezenet.Layout((4, 3, 1, 1), ((2, 4), (2, 4)), ("conv1", "fire2"), ("fire2",))
 
 
 @pytest.fixture(autouse=True)
 def tiny_models(monkeypatch):
     """'squeezenet_tiny': eight convolutions of few channels; 'squeezenet_even': the same for standardised images."""
     for name, layout in {"tiny": TINY, "even": replace(TINY, standardised=True, last_relu=False)}.items():
-        monkeypatch.setitem(models.LAYOUTS, name, layout)
+        monkeypatch.setitem(squeezenet.LAYOUTS, name, layout)
         monkeypatch.setitem(models.MODELS, f"squeezenet_{name}", partial(models.SqueezeNet, layout=name))
 
 
