@@ -3,6 +3,7 @@ import io
 import json
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from approx_env import data, models, quantize, teacher, training
+from approx_env import convolution, data, models, quantize, teacher, training
+from approx_env.checkpoint import Checkpoint
 from approx_env.errors import InputError
 from approx_env.training import Recipe
 
@@ -36,9 +38,9 @@ def die_in_epoch(monkeypatch, last: int) -> None:
     """Lets every epoch before `last` finish, and dies in the middle of that one."""
     normalise, train_epoch, now = data.normalise, training._train_epoch, {}
 
-    def watched(stage, recipe, batches, epoch):
+    def watched(stage, recipe, batches, epoch, average):
         now["epoch"], now["batches"] = epoch, 0
-        return train_epoch(stage, recipe, batches, epoch)
+        return train_epoch(stage, recipe, batches, epoch, average)
 
     def dying(pixels):
         now["batches"] += 1
@@ -71,7 +73,10 @@ def drafted(few) -> quantize.Draft:
 
 # -- killed and started again
 
-EVERYTHING = {"small_epochs": 2, "cutout": 8, "dropout": 0.5, "optimizer": "sgd", "precision": "bf16", "seed": 3}
+EVERYTHING = {
+    "small_epochs": 2, "cutout": 8, "dropout": 0.5, "optimizer": "sgd", "precision": "bf16", "seed": 2**63 - 1,
+    "ema": 0.7, "cutmix": 1.0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("last", [1, 2])
@@ -84,6 +89,9 @@ EVERYTHING = {"small_epochs": 2, "cutout": 8, "dropout": 0.5, "optimizer": "sgd"
         ("squeezenet_tiny", {"optimizer": "sgd", "batch_norm": False}),
         ("squeezenet_tiny", {"small_epochs": 2}),
         ("squeezenet_tiny", {"cutout": 8, "dropout": 0.5}),
+        ("squeezenet_tiny", {"ema": 1.5}),
+        ("squeezenet_tiny", {"ema": 1.5, "batch_norm": False, "optimizer": "sgd"}),
+        ("squeezenet_tiny", {"cutmix": 0.5}),
         ("squeezenet_even", EVERYTHING),
     ],
 )
@@ -133,8 +141,12 @@ def test_finished_training_is_not_repeated(few, tmp_path):
     assert (tmp_path / "c").read_bytes() == before
 
 
-IDENTITY = {"model": "squeezenet_tiny", "dataset": "few", **asdict(RECIPE)}
-del IDENTITY["qat_epochs"]
+def left(checkpoint: Path, **changes) -> bytes:
+    """Leaves the checkpoint of a training that differs in what is named; returns its bytes."""
+    identity = {"model": "squeezenet_tiny", "dataset": "few", "images": "few's digest", **asdict(RECIPE)} | changes
+    del identity["qat_epochs"]
+    Checkpoint(checkpoint, identity).save(1, {"network": nn.Linear(1, 1)})
+    return checkpoint.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -143,13 +155,13 @@ del IDENTITY["qat_epochs"]
         ({"lr": 0.1}, "lr"),
         ({"epochs": 5, "seed": 7}, "epochs, seed"),
         ({"batch_norm": False}, "batch_norm"),
+        ({"ema": 2.0, "cutmix": 0.5}, "cutmix, ema"),
         ({"small_epochs": 1, "cutout": 4, "qat_epochs": 1}, "cutout, small_epochs"),
     ],
 )
 def test_checkpoint_of_another_recipe_is_refused(few, tmp_path, changes, named):
     checkpoint = tmp_path / "c.checkpoint"
-    torch.save({"identity": IDENTITY, "epoch": 1}, checkpoint)
-    before = checkpoint.read_bytes()
+    before = left(checkpoint)
     with pytest.raises(InputError) as caught:
         training.train("squeezenet_tiny", few, replace(RECIPE, **changes), checkpoint)
     assert str(caught.value) == (
@@ -160,9 +172,27 @@ def test_checkpoint_of_another_recipe_is_refused(few, tmp_path, changes, named):
 
 def test_checkpoint_of_another_model_or_dataset_is_refused(few, tmp_path):
     checkpoint = tmp_path / "c.checkpoint"
-    torch.save({"identity": IDENTITY | {"model": "alexnet", "dataset": "digits"}, "epoch": 1}, checkpoint)
+    left(checkpoint, model="alexnet", dataset="digits")
     with pytest.raises(InputError, match="is an unfinished training with another dataset, model: finish it"):
         training.train("squeezenet_tiny", few, RECIPE, checkpoint)
+
+
+@pytest.mark.parametrize("stage", ["float", "quantised"])
+def test_checkpoint_of_other_images_under_the_same_name_is_refused(few, tmp_path, stage):
+    """Another folder may have the same name; a training on it must not go on from this one's weights."""
+    recipe, checkpoint = Recipe(epochs=1, batch_size=16, qat_epochs=1), tmp_path / "c.checkpoint"
+
+    def train(dataset: data.Dataset) -> None:
+        if stage == "float":
+            training.train("squeezenet_tiny", dataset, recipe, checkpoint)
+        else:
+            training.train_quantised(drafted(few), dataset, recipe, checkpoint)
+
+    train(few)
+    before = checkpoint.read_bytes()
+    with pytest.raises(InputError, match="is an unfinished training with another images: finish it"):
+        train(replace(few, digest="another digest"))
+    assert checkpoint.read_bytes() == before
 
 
 def test_quantised_training_knows_its_number_of_epochs(few, tmp_path):
@@ -205,6 +235,8 @@ def test_training_changes_weights_and_follows_its_seed(few, tmp_path):
         {"cutout": 8},
         {"small_epochs": 1},
         {"precision": "bf16"},
+        {"ema": 1.0},
+        {"cutmix": 1.0},
     ],
 )
 def test_every_part_of_the_recipe_tells(few, tmp_path, changes):
@@ -250,18 +282,25 @@ def test_quantised_training_lowers_the_loss(few, tmp_path):
     assert network.standardised
 
 
-def test_kernels_but_the_last_go_to_muon_and_everything_else_to_sgd(few, tmp_path):
+def test_kernels_but_the_last_go_to_muon_and_everything_else_to_sgd(few, tmp_path, monkeypatch):
     """Eight convolutions with biases, batch norm behind all but the last."""
+    used, fit = {}, training._fit
+
+    def watched(stage, *others):
+        used.clear()
+        used.update(stage.optimizers)
+        return fit(stage, *others)
+
+    def counts(optimizer) -> list[tuple[float, int]]:
+        return [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
+
+    monkeypatch.setattr(training, "_fit", watched)
     training.train("squeezenet_tiny", few, Recipe(epochs=1, batch_size=32), tmp_path / "muon")
-    saved = torch.load(tmp_path / "muon", weights_only=True)
-    groups = [(group["weight_decay"], len(group["params"])) for group in saved["muon"]["param_groups"]]
-    assert groups == [(0.01, 7)]
-    groups = [(group["weight_decay"], len(group["params"])) for group in saved["sgd"]["param_groups"]]
-    assert groups == [(5e-4, 1), (0, 8 + 14)]
+    assert counts(used["muon"]) == [(0.01, 7)]
+    assert counts(used["sgd"]) == [(5e-4, 1), (0, 8 + 14)]
     training.train("squeezenet_tiny", few, Recipe(epochs=1, batch_size=32, optimizer="sgd"), tmp_path / "sgd")
-    saved = torch.load(tmp_path / "sgd", weights_only=True)
-    assert "muon" not in saved
-    assert [len(group["params"]) for group in saved["sgd"]["param_groups"]] == [8, 8 + 14]
+    assert list(used) == ["sgd"]
+    assert counts(used["sgd"]) == [(5e-4, 8), (0, 8 + 14)]
 
 
 def test_one_step_without_batch_norm_has_a_gradient_of_norm_one(few, tmp_path):
@@ -605,9 +644,12 @@ def test_command_writes_both_teachers(commanded):
         about = json.loads(left["float"].files[f"{STEM}.{kind}.json"])
         assert about["recipe"] == {
             "epochs": 2, "small_epochs": 1, "qat_epochs": 0, "batch_size": 16, "optimizer": "muon", "lr": 0.01,
-            "head_lr": 0.1, "label_smoothing": 0.1, "dropout": 0.0, "cutout": 0, "batch_norm": True, "sr": 0.05,
-            "pct3x3": None, "initial": None, "precision": "float32", "seed": 0,
+            "head_lr": 0.1, "label_smoothing": 0.1, "dropout": 0.0, "cutout": 0, "cutmix": 0.0, "batch_norm": True,
+            "sr": 0.05, "pct3x3": None, "ema": 0.0, "initial": None, "precision": "float32", "seed": 0,
         }  # fmt: skip
+        assert (about["dataset"], about["images"], about["classes"]) == (
+            "imagefolder:few", "few's digest", ["even", "odd"]
+        )  # fmt: skip
         assert about["architecture"] == {"batch_norm": True, "dropout": 0.0, "squeeze_ratio": 0.05}
         assert about["command"] == f"python -m approx_env.training {' '.join(ARGV)} --output {stem.parent}"
 
