@@ -42,7 +42,7 @@ def find_classes(folder: Path) -> list[str]:
     Raises:
         InputError: there is none, one has a name that is no UTF-8, or `folder` cannot be listed.
     """
-    names = sorted(entry.name for entry in _listed(str(folder)) if entry.is_dir())
+    names = sorted(entry.name for entry in _listed(str(folder)) if _is_folder(entry))
     if not names:
         raise InputError(f"{folder} holds no class folder: give each class one, or name another --data-dir")
     for name in names:
@@ -91,8 +91,9 @@ def _twice(one: Sample, other: Sample, place: str) -> InputError:
 
 def _samples(top: str, label: int) -> Iterator[Sample]:
     """The images below a class folder, folder by folder."""
+    real_top = os.path.realpath(top)
     for folder, entries in sorted(_folders(top).items()):
-        real = os.path.realpath(folder)
+        real = real_top + folder[len(top) :]  # no links below `top`
         for entry in sorted(entries, key=lambda entry: entry.name):
             extension = os.path.splitext(entry.name)[1].lower()
             if extension in OTHER_EXTENSIONS:
@@ -109,9 +110,9 @@ def _folders(top: str) -> dict[str, list[os.DirEntry]]:
     while waiting:
         folder = waiting.pop()
         entries = _listed(folder)
-        found[folder] = [entry for entry in entries if not entry.is_dir()]
+        found[folder] = [entry for entry in entries if not _is_folder(entry)]
         for entry in entries:
-            if entry.is_dir():
+            if _is_folder(entry):
                 if entry.is_symlink():
                     raise InputError(f"{entry.path} is a link to a folder: put the folder itself there, or remove the link")
                 waiting.append(entry.path)
@@ -124,6 +125,13 @@ def _listed(folder: str) -> list[os.DirEntry]:
             return list(entries)
     except OSError as error:
         raise InputError(f"{folder} cannot be listed ({error.strerror}): make it readable, or remove it") from error
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or through a file
+        return False
 
 
 def _size(entry: os.DirEntry) -> int:
