@@ -442,7 +442,10 @@ def _check(given: Command, recipe: Recipe, dataset: data.Dataset, stem: Path) ->
         _check_replaceable(_beside(stem, f"{kind}.json"), dataset)
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        longest = _beside(stem, "float.safetensors.tmp")
+        longest.touch()
+        longest.unlink()
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise InputError(f"--output {stem.parent} cannot be written ({error}): choose another folder") from error
 
 
