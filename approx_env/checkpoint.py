@@ -86,7 +86,7 @@ def _tensors(part: Any) -> dict[str, torch.Tensor]:
 
 
 def _fits(part: Any, tensors: dict[str, torch.Tensor]) -> bool:
-    """Whether the tensors are a state of this part. An optimizer has one for each parameter that ever had a gradient."""
+    """Whether the tensors are a state of this part. An optimizer has one for each parameter that had a gradient."""
     if isinstance(part, torch.optim.Optimizer):
         count = sum(len(group["params"]) for group in part.param_groups)
         known = {key.partition(".")[0] for key in tensors}

@@ -97,7 +97,7 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
         InputError: unknown name; folder missing, empty, or with a class missing; download failed.
     """
     if data_dir is not None and not os.fspath(data_dir):
-        raise InputError("--data-dir must not be empty: name a folder, or leave it out")
+        raise InputError("--data-dir must be given a value, got '': leave it out where the default will do")
     if name == "digits":
         return _digits()
     if name == "cifar10":

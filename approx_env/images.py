@@ -114,7 +114,9 @@ def _folders(top: str) -> dict[str, list[os.DirEntry]]:
         for entry in entries:
             if _is_folder(entry):
                 if entry.is_symlink():
-                    raise InputError(f"{entry.path} is a link to a folder: put the folder itself there, or remove the link")
+                    raise InputError(
+                        f"{entry.path} is a link to a folder: put the folder itself there, or remove the link"
+                    )
                 waiting.append(entry.path)
     return found
 

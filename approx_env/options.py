@@ -132,7 +132,7 @@ def _convert(entry, text: str) -> tuple[Any, str | None]:
     if any("\ud800" <= character <= "\udfff" for character in text):  # how Python hands on bytes that are no UTF-8
         return None, f"{name} must be UTF-8 text, got {text!a}"
     if not text.strip():
-        return None, f"{name} must not be empty: give it a value, or leave it out"
+        return None, f"{name} must be given a value, got {text!r}: leave it out where the default will do"
     if rules["choices"] and text not in rules["choices"]:
         return None, f"{name} must be {_either(rules['choices'])}, got '{text}'"
     try:
@@ -141,7 +141,7 @@ def _convert(entry, text: str) -> tuple[Any, str | None]:
         return None, f"{name} must be {rules['kind']}, got '{text}'"
     numbers = value if isinstance(value, tuple) else (value,)
     if any(isinstance(part, int) and part.bit_length() > HIGHEST_BITS for part in numbers):
-        return None, f"{name} must have at most {HIGHEST_BITS} bits, got {text}"
+        return None, f"{name} must be a whole number of at most {HIGHEST_BITS} bits, got {text}"
     if any(isinstance(part, int | float) and not _within(part, rules) for part in numbers):
         return None, f"{name} must be {_bounds(rules) or rules['kind']}, got {text}"
     return value, None

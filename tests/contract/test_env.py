@@ -94,8 +94,9 @@ def test_made_where_the_fast_engine_cannot_run(few_images, monkeypatch, capsys, 
     """The portable engine scores the same, and a line says so."""
 
     def make(**options) -> TapEnv | TapVectorEnv:
-        made = gym.make_vec("TAP-v0", 2, vectorization_mode="vector_entry_point", **options) if vector else gym.make("TAP-v0", **options)
-        return made.unwrapped
+        if vector:
+            return gym.make_vec("TAP-v0", 2, vectorization_mode="vector_entry_point", **options).unwrapped
+        return gym.make("TAP-v0", **options).unwrapped
 
     usual = make(model="alexnet")
     assert capsys.readouterr().err == ""

@@ -151,7 +151,7 @@ STRANGE = {
     "no weight": lambda path: rewritten(path, tensors={"network/weight": None}),
     "a weight more": lambda path: rewritten(path, tensors={"network/more": torch.ones(1)}),
     "a weight of another shape": lambda path: rewritten(path, tensors={"network/weight": torch.ones(2, 2)}),
-    "no momentum": lambda path: rewritten(path, tensors=dict.fromkeys(["sgd/0.momentum_buffer", "sgd/1.momentum_buffer"])),
+    "no momentum": lambda path: rewritten(path, tensors={f"sgd/{i}.momentum_buffer": None for i in (0, 1)}),
     "a parameter more": lambda path: rewritten(path, tensors={"sgd/9.momentum_buffer": torch.ones(1)}),
     "a name for an index": lambda path: rewritten(path, tensors={"sgd/x.momentum_buffer": torch.ones(1)}),
 }

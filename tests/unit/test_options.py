@@ -97,7 +97,7 @@ FLAGS = "--count --capped --rate --share --level --open-part --kind --loud --sid
 @pytest.mark.parametrize("name", FLAGS)
 @pytest.mark.parametrize("text", ["", " ", "\n"])
 def test_an_empty_value_is_told_and_never_the_default(name, text):
-    assert problems(name, text) == [f"{name} must not be empty: give it a value, or leave it out"]
+    assert problems(name, text) == [f"{name} must be given a value, got {text!r}: leave it out where the default will do"]
 
 
 @pytest.mark.parametrize("name", FLAGS)
@@ -124,8 +124,8 @@ def test_text_of_any_language_will_do():
 @pytest.mark.parametrize("value", [2**63, -(2**63), 10**30])
 def test_whole_numbers_of_more_than_63_bits_are_told(value):
     for name in ("--count", "--repeated"):
-        assert problems(f"{name}={value}") == [f"{name} must have at most 63 bits, got {value}"]
-    assert problems(f"--repeated=1,{value}") == [f"--repeated must have at most 63 bits, got 1,{value}"]
+        assert problems(f"{name}={value}") == [f"{name} must be a whole number of at most 63 bits, got {value}"]
+    assert problems(f"--repeated=1,{value}") == [f"--repeated must be a whole number of at most 63 bits, got 1,{value}"]
 
 
 def test_whole_numbers_of_63_bits_will_do():
