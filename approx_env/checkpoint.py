@@ -30,7 +30,7 @@ class Checkpoint:
         """Keeps the state of each part after `epoch` finished epochs; a kill at any time leaves the old or the new.
 
         Args:
-            stateful: modules and optimizers by name. Names hold no '/'.
+            stateful: modules and optimizers, which have taken a step, by name. Names hold no '/'.
         """
         temporary = self.path.with_suffix(".tmp")
         tensors = {
@@ -54,11 +54,11 @@ class Checkpoint:
         try:
             with safe_open(self.path, "pt") as file:
                 about = file.metadata() or {}
-                known, epoch = json.loads(about["identity"]), int(json.loads(about["epoch"]))
+                known, epoch = (json.loads(about[name]) for name in ("identity", "epoch"))
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             own = json.loads(json.dumps(self._identity))
             differing = sorted(key for key in {*known, *own} if key not in known or known[key] != own.get(key, ...))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise strange from error
         if differing:
             raise InputError(
@@ -69,7 +69,7 @@ class Checkpoint:
         for name, tensor in saved.items():
             part, _, key = name.partition("/")
             parts[part][key] = tensor
-        if not set(stateful) <= set(parts):
+        if type(epoch) is not int or not all(_fits(part, parts[name]) for name, part in stateful.items()):
             raise strange
         for name, part in stateful.items():
             _load(part, parts[name])
@@ -83,6 +83,16 @@ def _tensors(part: Any) -> dict[str, torch.Tensor]:
     if not isinstance(part, torch.optim.Optimizer):
         return state
     return {f"{index}.{name}": value for index, kept in state["state"].items() for name, value in kept.items()}
+
+
+def _fits(part: Any, tensors: dict[str, torch.Tensor]) -> bool:
+    """Whether the tensors are a state of this part. An optimizer has one for each parameter that had a gradient."""
+    if isinstance(part, torch.optim.Optimizer):
+        count = sum(len(group["params"]) for group in part.param_groups)
+        known = {key.partition(".")[0] for key in tensors}
+        return bool(known) and known <= {str(index) for index in range(count)}
+    shapes = {name: tensor.shape for name, tensor in part.state_dict().items()}
+    return shapes == {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _load(part: Any, tensors: dict[str, torch.Tensor]) -> None:

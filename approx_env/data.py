@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
 
+from approx_env import images
 from approx_env.errors import InputError
+from approx_env.images import IMAGE_SIZE
 
 SPLITS = ("train", "calibration", "search", "validation", "test")
 SPLIT_SEED = 20_261_122
 DATASETS = ("digits", "cifar10", "imagefolder")
-IMAGE_SIZE = 32  # of CIFAR-10; images for larger networks are resized
 # The networks read raw pixels: x = (pixel - 128) / 64. Every pixel is an exact INT8 code, and padding is code 128.
 PIXEL_SCALE = 1 / 64
 PIXEL_ZERO_POINT = 128
@@ -82,8 +81,8 @@ class Dataset:
                 f"ask for 1 to {available}"
             )
         shorter = self.image_size if self.image_size == IMAGE_SIZE else self.image_size * 8 // 7
-        images = self._read(split, np.arange(count), shorter, shorter if whole else self.image_size)
-        return images, self.labels[split][:count]
+        pixels = self._read(split, np.arange(count), shorter, shorter if whole else self.image_size)
+        return pixels, self.labels[split][:count]
 
 
 def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
@@ -97,10 +96,12 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> Dataset:
     Raises:
         InputError: unknown name; folder missing, empty, or with a class missing; download failed.
     """
+    if data_dir is not None and not os.fspath(data_dir):
+        raise InputError("--data-dir must be given a value, got '': leave it out where the default will do")
     if name == "digits":
         return _digits()
     if name == "cifar10":
-        return _cifar10(Path(data_dir or "data"))
+        return _cifar10(Path("data" if data_dir is None else data_dir))
     if name == "imagefolder":
         if data_dir is None:
             raise InputError("--dataset imagefolder needs --data-dir, a folder with train/ and test/ (or val/)")
@@ -201,44 +202,44 @@ def _cifar10(root: Path) -> Dataset:
 
 
 def _imagefolder(root: Path) -> Dataset:
-    from torchvision.datasets import ImageFolder
-
-    if not root.is_dir():
-        raise InputError(f"--data-dir {root} is not a folder: give one that holds train/ and test/ (or val/)")
-    test_dir = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-    if not (root / "train").is_dir() or test_dir is None:
-        raise InputError(f"--data-dir {root} must hold train/ and test/ (or val/), each with one subfolder a class")
-    try:
-        train, test = ImageFolder(root / "train"), ImageFolder(test_dir)
-    except FileNotFoundError as error:  # no classes, or a class without an image
-        raise InputError(f"--data-dir {root}: {' '.join(str(error).split())}") from error
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise InputError(f"{root / 'train'} and {test_dir} must hold the same classes; only one has: {', '.join(odd)}")
-    if len(train.classes) < 2:
-        raise InputError(f"{root / 'train'} holds one class ({train.classes[0]}): classification needs two or more")
-    files = np.array([path for path, _ in train.samples])
-    labels = np.array(train.targets, np.int64)
-    chosen = _split(len(files), _held_out_sizes(len(files)))
+    train_dir, test_dir = _parts(root)
+    classes = images.find_classes(train_dir)
+    odd = sorted(set(classes) ^ set(images.find_classes(test_dir)))
+    if odd:
+        raise InputError(f"{train_dir} and {test_dir} must hold the same classes; only one has: {', '.join(odd)}")
+    if len(classes) < 2:
+        raise InputError(f"{train_dir} holds one class ({classes[0]}): classification needs two or more")
+    train, test = images.find(train_dir, classes), images.find(test_dir, classes)
+    images.check_apart(train, test)
+    chosen = _split(len(train), _held_out_sizes(len(train)))
     if min(len(index) for index in chosen.values()) == 0:
-        raise InputError(f"{root / 'train'} holds {len(files)} images: at least 8 are needed to cut the splits")
-    paths = {split: files[index] for split, index in chosen.items()}
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(test.samples))
-    paths["test"] = np.array([path for path, _ in test.samples])[order]
-    split_labels = {split: labels[index] for split, index in chosen.items()}
-    split_labels["test"] = np.array(test.targets, np.int64)[order]
+        raise InputError(f"{train_dir} holds {len(train)} images: at least 8 are needed to cut the splits")
+    parts = {split: [train[position] for position in index] for split, index in chosen.items()}
+    parts["test"] = [test[position] for position in np.random.default_rng(SPLIT_SEED).permutation(len(test))]
+    paths = {split: np.array([sample.path for sample in part]) for split, part in parts.items()}
     return Dataset(
         name=f"imagefolder:{root.resolve().name}",
-        classes=tuple(train.classes),
+        classes=tuple(classes),
         mirrored=True,
-        labels=split_labels,
-        digest=_digest(*(_listed(root, *sample) for part in (train, test) for sample in part.samples)),
-        _read=lambda split, positions, shorter, side: _decode(paths[split][positions], shorter, side),
+        labels={split: np.array([sample.label for sample in part], np.int64) for split, part in parts.items()},
+        digest=_digest(*(_listed(root, sample) for part in (train, test) for sample in part)),
+        _read=lambda split, positions, shorter, side: images.read(paths[split][positions], shorter, side),
     )
 
 
-def _listed(root: Path, path: str, label: int) -> bytes:
-    return f"{os.path.relpath(path, root)}\0{os.path.getsize(path)}\0{label}\n".encode(errors="surrogateescape")
+def _parts(root: Path) -> tuple[Path, Path]:
+    """The folders of the images to train on and to test on."""
+    if not os.path.isdir(root):  # Path.is_dir would raise for a name that is too long
+        raise InputError(f"--data-dir {root} is not a folder: give one that holds train/ and test/ (or val/)")
+    test_dir = next((root / part for part in ("test", "val") if os.path.isdir(root / part)), None)
+    if not os.path.isdir(root / "train") or test_dir is None:
+        raise InputError(f"--data-dir {root} must hold train/ and test/ (or val/), each with one subfolder a class")
+    return root / "train", test_dir
+
+
+def _listed(root: Path, sample: images.Sample) -> bytes:
+    line = f"{os.path.relpath(sample.path, root)}\0{sample.size_bytes}\0{sample.label}\n"
+    return line.encode(errors="surrogateescape")
 
 
 def _digest(*parts: np.ndarray | bytes) -> str:
@@ -247,37 +248,3 @@ def _digest(*parts: np.ndarray | bytes) -> str:
     for part in parts:
         whole.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
     return whole.hexdigest()
-
-
-def _decode(paths: Sequence[str], shorter: int, side: int) -> np.ndarray:
-    """Reads image files into `(n, 3, side, side) uint8`, from the middle of images whose shorter side is `shorter`."""
-    from torchvision.transforms.v2 import functional as transforms
-
-    pixels = np.empty((len(paths), 3, side, side), np.uint8)
-    for target, path in zip(pixels, paths, strict=True):
-        with _opened(path) as image:
-            width, height = image.size
-            if shorter == IMAGE_SIZE and image.size != (IMAGE_SIZE, IMAGE_SIZE):
-                raise InputError(
-                    f"{path} has {width}x{height} pixels: it must have {IMAGE_SIZE}x{IMAGE_SIZE}, resize it"
-                )
-            read = shorter * 7 // 8
-            if shorter != IMAGE_SIZE and min(width, height) * 2 < read:
-                raise InputError(
-                    f"{path} has {width}x{height} pixels: a network that reads {read}x{read} needs half of that at "
-                    "least, use larger images or a network for small ones"
-                )
-            image = image.convert("RGB")
-            if shorter != IMAGE_SIZE:
-                image = transforms.center_crop(transforms.resize(image, [shorter], antialias=True), [side])
-            target[:] = np.asarray(image).transpose(2, 0, 1)
-    return pixels
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image ({error}): repair or remove it") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from approx_env import calibration, data, tap, teacher
+from approx_env import calibration, convolution, data, tap, teacher
 from approx_env.evaluator import Configuration, Evaluator, Problem, Reward, Score
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 16, 32
@@ -25,6 +27,31 @@ class CodeSpace(gym.spaces.MultiDiscrete):
         if mask is not None or probability is not None:
             raise ValueError("CodeSpace.sample() takes no mask: it draws valid codes by itself")
         return np.array(tap.random_codes(self.tmax, self.np_random), self.dtype)
+
+
+class BatchedCodeSpace(gym.spaces.Box):
+    """`(n, 4)` codes for `n` environments in lockstep; `sample()` gives codes that are valid for all of them.
+
+    Args:
+        space: of one of them. Its tmax, whenever a sample is drawn, is that of the layer that comes next.
+    """
+
+    def __init__(self, space: CodeSpace, n: int):
+        shape = (n, *space.shape)
+        # As Gymnasium does, the batch begins with a copy of the single space's random stream.
+        super().__init__(0, calibration.CODE_COUNT - 1, shape, space.dtype, seed=deepcopy(space.np_random))
+        self._space = space
+
+    def sample(self, mask=None, probability=None) -> np.ndarray:
+        """Draws one of the valid quadruples for each environment; takes no mask."""
+        if mask is not None or probability is not None:
+            raise ValueError("BatchedCodeSpace.sample() takes no mask: it draws valid codes by itself")
+        return np.array([tap.random_codes(self._space.tmax, self.np_random) for _ in range(len(self.low))], self.dtype)
+
+
+@gym.vector.utils.batch_space.register(CodeSpace)
+def _batch(space: CodeSpace, n: int = 1) -> BatchedCodeSpace:
+    return BatchedCodeSpace(space, n)
 
 
 class TapEnv(gym.Env):
@@ -58,13 +85,16 @@ class TapEnv(gym.Env):
     `soft_accuracy`, `drop_points`, `kd`, `at`, `return`, and the cost shares `layer_shares (L, 4)`, `shares (4,)`.
 
     ## Arguments
-    `evaluator` is the problem; without one it is that of `model`'s shipped digits teacher and 256 search images.
+    `evaluator` is the problem; without one it is that of `model`'s shipped digits teacher and 256 search images, on
+    `engine` ('vector' or 'portable'; by default the fast one that this CPU can run).
     """
 
     metadata = {"render_modes": []}
 
-    def __init__(self, evaluator: Evaluator | None = None, *, model: str = "squeezenet"):
-        self.evaluator = shipped_evaluator(model) if evaluator is None else evaluator
+    def __init__(
+        self, evaluator: Evaluator | None = None, *, model: str = "squeezenet", engine: str | None = None
+    ):
+        self.evaluator = shipped_evaluator(model, engine) if evaluator is None else evaluator
         self._layers = self.evaluator.calibration.layers
         self.observation_space = gym.spaces.Box(0.0, 1.0, (4,), np.float32)
         self.action_space = CodeSpace(self._layers[0].tmax)
@@ -103,13 +133,20 @@ class TapVectorEnv(gym.vector.VectorEnv):
 
     Args:
         num_envs: configurations in lockstep.
-        evaluator, model: as `TapEnv` takes them.
+        evaluator, model, engine: as `TapEnv` takes them.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
 
-    def __init__(self, num_envs: int = 1, evaluator: Evaluator | None = None, *, model: str = "squeezenet"):
-        alone = TapEnv(evaluator, model=model)
+    def __init__(
+        self,
+        num_envs: int = 1,
+        evaluator: Evaluator | None = None,
+        *,
+        model: str = "squeezenet",
+        engine: str | None = None,
+    ):
+        alone = TapEnv(evaluator, model=model, engine=engine)
         self.num_envs, self.evaluator = num_envs, alone.evaluator
         self.single_observation_space, self.single_action_space = alone.observation_space, alone.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
@@ -165,15 +202,25 @@ def outcome(configuration: Configuration, score: Score) -> dict[str, Any]:
     }
 
 
-def shipped_problem(model: str = "squeezenet") -> Problem:
-    """`model`'s shipped digits teacher on the whole search split, with default settings."""
+def shipped_problem(model: str = "squeezenet", engine: str | None = None) -> Problem:
+    """`model`'s shipped digits teacher on the whole search split, with default settings.
+
+    Args:
+        engine: as `engines.build` takes it. By default it is 'vector'; where the CPU cannot run that, 'portable' with
+            a note on stderr.
+    """
+    if engine is None:
+        engine = "vector" if convolution.available() else "portable"
+        if engine == "portable":
+            print("this CPU has no AVX2: the portable engine scores, slowly (engine='portable')", file=sys.stderr)
     dataset = data.load("digits")
     network = teacher.read(teacher.path_of(model, "digits")).network
     images, _ = dataset.load("calibration", CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE)
     batches = np.split(images, CALIBRATION_BATCHES)
-    return Problem(network, calibration.calibrate(network, batches), *dataset.load("search"), Reward())
+    calibrated = calibration.calibrate(network, batches, engine=engine)
+    return Problem(network, calibrated, *dataset.load("search"), Reward(), engine)
 
 
-def shipped_evaluator(model: str = "squeezenet") -> Evaluator:
+def shipped_evaluator(model: str = "squeezenet", engine: str | None = None) -> Evaluator:
     """The evaluator of `shipped_problem`."""
-    return Evaluator(shipped_problem(model))
+    return Evaluator(shipped_problem(model, engine))

@@ -1,6 +1,6 @@
 """Command-line options as one table: a dataclass whose fields know their flag, bounds and help.
 
-All problems of a command line are reported at once.
+All problems of a command line are reported at once. An empty value is never taken for the default.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from approx_env.errors import InputError
 
 Table = TypeVar("Table")
+HIGHEST_BITS = 63  # of a whole number: what numpy, torch and Parquet can hold with a sign
 Contradictions = Callable[[Any, set[str]], Iterable[tuple[set[str], str]]]
 
 
@@ -128,6 +129,10 @@ def _shown(value: Any) -> str:
 
 def _convert(entry, text: str) -> tuple[Any, str | None]:
     rules, name = entry.metadata, flag(entry.name)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # how Python hands on bytes that are no UTF-8
+        return None, f"{name} must be UTF-8 text, got {text!a}"
+    if not text.strip():
+        return None, f"{name} must be given a value, got {text!r}: leave it out where the default will do"
     if rules["choices"] and text not in rules["choices"]:
         return None, f"{name} must be {_either(rules['choices'])}, got '{text}'"
     try:
@@ -135,6 +140,8 @@ def _convert(entry, text: str) -> tuple[Any, str | None]:
     except ValueError:
         return None, f"{name} must be {rules['kind']}, got '{text}'"
     numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(part, int) and part.bit_length() > HIGHEST_BITS for part in numbers):
+        return None, f"{name} must be a whole number of at most {HIGHEST_BITS} bits, got {text}"
     if any(isinstance(part, int | float) and not _within(part, rules) for part in numbers):
         return None, f"{name} must be {_bounds(rules) or rules['kind']}, got {text}"
     return value, None

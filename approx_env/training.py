@@ -7,7 +7,8 @@ The recipe, and where each part comes from:
 - One-cycle learning rate, linear up and linear down to nothing (Smith & Topin, arXiv:1708.07120), and no weight decay
   on vectors (He et al., arXiv:1812.01187, section 3.1).
 - Label smoothing (Szegedy et al., CVPR 2016, section 7), shifts and alternating mirrors (`approx_env.augment`),
-  optional cutout (DeVries & Taylor, arXiv:1708.04552), CutMix (Yun et al., ICCV 2019) and dropout; gradients clipped at norm 1 without batch norm.
+  optional cutout (DeVries & Taylor, arXiv:1708.04552), CutMix (Yun et al., ICCV 2019) and dropout; gradients clipped
+  at norm 1 without batch norm.
 - The first epochs may see images of three quarters of the side (`--small-epochs`; Touvron et al., NeurIPS 2019: a
   network trained on small images is tuned to larger ones in few epochs), which take half the time.
 - The teacher may be an exponential moving average of the weights (`--ema`; Polyak & Juditsky, 1992; Tarvainen &
@@ -20,7 +21,9 @@ A killed training, started again by the same command, goes on from its last fini
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -37,12 +40,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.transforms.v2 import CutMix
 from torchvision.transforms.v2 import functional as transforms
 
-from approx_env import data, engines, memory, models, options, quantize, teacher
+from approx_env import convolution, data, engines, memory, models, options, quantize, teacher
 from approx_env.augment import augment, flips
 from approx_env.checkpoint import Checkpoint
 from approx_env.errors import InputError, exit_status
 from approx_env.journal import Journal
 from approx_env.muon import Muon
+from approx_env.network import Network
 from approx_env.options import integer, number, option, switch
 from approx_env.qat import FakeQuantised
 
@@ -142,7 +146,7 @@ def train(
     """
     torch.manual_seed(recipe.seed)
     model = models.build(model_name, len(dataset.classes), **recipe.architecture)
-    if recipe.initial:
+    if recipe.initial is not None:
         _begin_from(recipe.initial, model)
     model = model.to(device, memory_format=torch.channels_last)
     dataset = dataset.sized(model.image_size)
@@ -232,7 +236,7 @@ def _train_epoch(
 ) -> dict[str, float]:
     """One pass over the shuffled train split; all its randomness follows from the seed and the epoch."""
     stage.module.train()
-    torch.manual_seed(recipe.seed * 100_003 + epoch)  # dropout and CutMix draw from torch's global generator
+    torch.manual_seed(_seed(recipe, epoch))  # dropout and CutMix draw from torch's global generator
     parameters = list(stage.module.parameters())
     device = parameters[0].device
     cutmix = CutMix(num_classes=batches.classes)
@@ -264,6 +268,11 @@ def _train_epoch(
     }
 
 
+def _seed(recipe: Recipe, epoch: int) -> int:
+    """An epoch's own seed; torch takes 63 bits."""
+    return (recipe.seed * 100_003 + epoch) % 2**63
+
+
 def _one_cycle(step: int, total: int) -> float:
     """Share of the highest learning rate in `step` of `total`: up for WARM_UP of them, then down, never 0."""
     done = (step + 1) / (total + 1)
@@ -284,7 +293,7 @@ class _Batches:
     def of(self, epoch: int, *, small: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of an epoch: images `(n, 3, h, w) float` channels-last, labels `(n,) int64`."""
         recipe, side = self._recipe, self._dataset.image_size
-        draw = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+        draw = torch.Generator().manual_seed(_seed(recipe, epoch))
         order = torch.randperm(len(self._labels), generator=draw)
         flip = flips(len(order), epoch, recipe.seed) & self._dataset.mirrored
         for position in range(self.count):
@@ -296,6 +305,20 @@ class _Batches:
             x = data.normalise(data.standardise(pixels) if self._standardised else pixels)
             self.seconds += time.perf_counter() - started
             yield x, self._labels[chosen]
+
+
+@dataclass(frozen=True)
+class _Accuracies:
+    """Shares of images in [0, 1]."""
+
+    float_: dict[str, float]  # of the float teacher, on validation and test
+    by_scales: dict[str, float]  # of each INT8 network, on validation
+    int8: dict[str, float]  # of the best of them, on validation and test
+
+    @property
+    def chosen(self) -> str:
+        """The scales of the INT8 network that is best on validation."""
+        return max(self.by_scales, key=self.by_scales.get)
 
 
 def write_teachers(
@@ -315,56 +338,72 @@ def write_teachers(
     network that is best on validation is written. Accuracies are measured, printed and kept in the JSON.
     """
     dataset = dataset.sized(module.image_size)
+    drafts = _fitted(model_name, module.cpu(), dataset)
+    if recipe.qat_epochs:
+        told = {"device": device, "observe": observe}
+        checkpoint = _beside(stem, "qat.checkpoint")
+        drafts["quantisation-aware"] = train_quantised(drafts["MSE-optimal"], dataset, recipe, checkpoint, **told)
+    networks = {name: draft.network() for name, draft in drafts.items()}
+    found = _measured(module, networks, dataset)
+    _tell(found)
+    about = _about(dataset, recipe, found, command)
+    teacher.write_float(_beside(stem, "float.json"), model_name, module, about)
+    path = _beside(stem, "int8.json")
+    teacher.write(path, networks[found.chosen], about)
+    print(f"wrote {path}")
+
+
+def _beside(stem: Path, suffix: str) -> Path:
+    return stem.with_name(f"{stem.name}.{suffix}")
+
+
+def _fitted(model_name: str, module: models.Blocks, dataset: data.Dataset) -> dict[str, quantize.Draft]:
+    """The module in INT8, with scales fitted in each way there is."""
     calibration, _ = dataset.load("calibration")
-    drafts = {
+    ways = {"MSE-optimal": quantize.mse_scale, "clipped maximum": quantize.clipped_maximum_scale}
+    return {
         name: quantize.draft(
-            module.cpu(), calibration, model=model_name, classes=dataset.classes, layers=module.layers,
+            module, calibration, model=model_name, classes=dataset.classes, layers=module.layers,
             attention=module.attention, standardised=module.standardised, scale_of=scale_of,
         )
-        for name, scale_of in {
-            "MSE-optimal": quantize.mse_scale, "clipped maximum": quantize.clipped_maximum_scale
-        }.items()
+        for name, scale_of in ways.items()
     }  # fmt: skip
-    if recipe.qat_epochs:
-        checkpoint = stem.with_name(f"{stem.name}.qat.checkpoint")
-        drafts["quantisation-aware"] = train_quantised(
-            drafts["MSE-optimal"], dataset, recipe, checkpoint, device=device, observe=observe
-        )
+
+
+def _measured(module: models.Blocks, networks: dict[str, Network], dataset: data.Dataset) -> _Accuracies:
     held_out = {split: dataset.load(split) for split in ("validation", "test")}
     predict = predictor(module, module.standardised)
-    float_accuracy = {split: accuracy(predict, *part) for split, part in held_out.items()}
-    _tell("float", float_accuracy)
-    networks = {name: draft.network() for name, draft in drafts.items()}
-    by_scales = {
-        name: accuracy(engines.build(network).forward, *held_out["validation"]) for name, network in networks.items()
-    }
-    for name, share in by_scales.items():
-        _tell(f"INT8, {name} scales", {"validation": share})
-    chosen = max(by_scales, key=by_scales.get)
-    tested = accuracy(engines.build(networks[chosen]).forward, *held_out["test"])
-    int8_accuracy = {"validation": by_scales[chosen], "test": tested}
-    _tell(f"INT8, {chosen} scales", int8_accuracy)
-    before = teacher.about_float(recipe.initial) if recipe.initial else {}
-    about = {
+    float_ = {split: accuracy(predict, *part) for split, part in held_out.items()}
+    runners = {name: engines.build(network, _engine()) for name, network in networks.items()}
+    by_scales = {name: accuracy(runner.forward, *held_out["validation"]) for name, runner in runners.items()}
+    found = _Accuracies(float_, by_scales, {"validation": max(by_scales.values())})
+    found.int8["test"] = accuracy(runners[found.chosen].forward, *held_out["test"])
+    return found
+
+
+def _tell(found: _Accuracies) -> None:
+    by_scales = {f"INT8, {name} scales": {"validation": share} for name, share in found.by_scales.items()}
+    parts = [("float", found.float_), *by_scales.items(), (f"INT8, {found.chosen} scales", found.int8)]
+    for what, shares in parts:
+        print(f"{what}: " + ", ".join(f"{share:.2%} on {split}" for split, share in shares.items()), flush=True)
+
+
+def _about(dataset: data.Dataset, recipe: Recipe, found: _Accuracies, command: str | None) -> dict[str, Any]:
+    """What a teacher's JSON says of its making."""
+    before = {} if recipe.initial is None else teacher.about_float(recipe.initial)
+    return {
         "dataset": dataset.name,
+        "images": dataset.digest,
         "classes": list(dataset.classes),
         "architecture": recipe.architecture,
         "recipe": asdict(recipe),
         "epochs": before.get("epochs", 0) + recipe.epochs,
         "command": " && ".join(part for part in (before.get("command"), command) if part),
-        "float_accuracy": float_accuracy,
-        "int8_accuracy": int8_accuracy,
-        "scales": chosen,
-        "validation_accuracy_by_scales": by_scales,
+        "float_accuracy": found.float_,
+        "int8_accuracy": found.int8,
+        "scales": found.chosen,
+        "validation_accuracy_by_scales": found.by_scales,
     }
-    teacher.write_float(stem.with_name(f"{stem.name}.float.json"), model_name, module, about)
-    path = stem.with_name(f"{stem.name}.int8.json")
-    teacher.write(path, networks[chosen], about)
-    print(f"wrote {path}")
-
-
-def _tell(what: str, shares: dict[str, float]) -> None:
-    print(f"{what}: " + ", ".join(f"{share:.2%} on {split}" for split, share in shares.items()), flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -379,22 +418,60 @@ def _run(argv: list[str]) -> None:
     precision = given.precision if given.precision != "auto" else _precision(device)
     recipe = Recipe(**{entry.name: getattr(given, entry.name) for entry in fields(Recipe)} | {"precision": precision})
     dataset = data.load(given.dataset, given.data_dir)
-    sized = dataset.sized(models.outline(given.model).image_size)
-    for split in ("calibration", "validation", "test"):  # a broken image ends the command now, not after the epochs
-        sized.load(split)
-    folder = Path(given.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--output {folder} cannot be written ({error}): choose another folder") from error
+    stem = Path(given.output) / f"{given.model}-{dataset.name.replace(':', '-')}"
+    _check(given, recipe, dataset, stem)
     memory.keep_freed_memory()
     print(f"training on {device}, {torch.get_num_threads()} threads, {precision}", flush=True)
-    stem = folder / f"{given.model}-{dataset.name.replace(':', '-')}"
+    if _engine() == "portable":
+        print("this CPU has no AVX2: INT8 accuracies are measured by the portable engine, slowly", flush=True)
     with Journal(stem) as journal:
         told = {"device": device, "observe": journal.epoch}
-        module = train(given.model, dataset, recipe, stem.with_name(f"{stem.name}.checkpoint"), **told)
+        module = train(given.model, dataset, recipe, _beside(stem, "checkpoint"), **told)
         command = shlex.join(["python", "-m", "approx_env.training", *argv])
         write_teachers(stem, given.model, module, dataset, recipe, command=command, **told)
+
+
+def _check(given: Command, recipe: Recipe, dataset: data.Dataset, stem: Path) -> None:
+    """Whatever would end the command after its epochs ends it now; makes the output's folder."""
+    sized = dataset.sized(models.outline(given.model).image_size)
+    for split in ("calibration", "validation", "test"):
+        sized.load(split)
+    if recipe.initial is not None:
+        _begin_from(recipe.initial, models.build(given.model, len(dataset.classes), **recipe.architecture))
+    for kind in ("float", "int8"):
+        _check_replaceable(_beside(stem, f"{kind}.json"), dataset)
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        longest = _beside(stem, "float.safetensors.tmp")
+        longest.touch()
+        longest.unlink()
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        raise InputError(f"--output {stem.parent} cannot be written ({error}): choose another folder") from error
+
+
+def _check_replaceable(path: Path, dataset: data.Dataset) -> None:
+    """Raises InputError if there is a teacher that knows other classes or other images, or something else."""
+    try:
+        about = json.loads(path.read_text()) if os.path.lexists(path) else {}
+        classes, images = about.get("classes", []), about.get("images")
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise InputError(f"{path} is in the way and no teacher: move it, or choose another --output") from error
+    if about and classes != list(dataset.classes):
+        raise InputError(f"{path} is a teacher of other classes ({_few(classes)}): move it, or choose another --output")
+    if images not in (None, dataset.digest):  # teachers of old do not know their images
+        raise InputError(
+            f"{path} was trained on other images, of a dataset that is called {dataset.name} as well: move it, or "
+            "choose another --output"
+        )
+
+
+def _few(classes: Any) -> str:
+    return ", ".join(map(str, classes[:10])) if isinstance(classes, list) else str(classes)
+
+
+def _engine() -> str:
+    """What INT8 networks run on here."""
+    return "vector" if convolution.available() else "portable"
 
 
 def _contradictions(given: Command, names: set[str]) -> Iterator[tuple[set[str], str]]:

@@ -1,12 +1,17 @@
 """What every environment promises, on both shipped teachers."""
 
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from approx_env import tap
-from approx_env.env import TapEnv
+from approx_env import convolution, data, tap
+from approx_env import env as environment
+from approx_env.env import TapEnv, TapVectorEnv
+from approx_env.errors import InputError
+from approx_env.portable import PortableEngine
 
 OUTCOME = {"codes", "accuracy", "soft_accuracy", "drop_points", "kd", "at", "return", "layer_shares", "shares"}
 
@@ -74,6 +79,44 @@ def test_shipped_model_by_name():
     env = gym.make("TAP-v0", model="alexnet").unwrapped
     assert env.evaluator.network.model == "alexnet"
     assert len(env.evaluator.labels) == 256
+
+
+@pytest.fixture
+def few_images(monkeypatch, digits):
+    """The shipped problem with 8 images to search on."""
+    few = replace(digits, labels=digits.labels | {"search": digits.labels["search"][:8]})
+    monkeypatch.setattr(data, "load", lambda name: few)
+    monkeypatch.setattr(environment, "CALIBRATION_BATCHES", 1)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_made_where_the_fast_engine_cannot_run(few_images, monkeypatch, capsys, vector):
+    """The portable engine scores the same, and a line says so."""
+
+    def make(**options) -> TapEnv | TapVectorEnv:
+        if vector:
+            return gym.make_vec("TAP-v0", 2, vectorization_mode="vector_entry_point", **options).unwrapped
+        return gym.make("TAP-v0", **options).unwrapped
+
+    usual = make(model="alexnet")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(convolution, "available", lambda: ())
+    env = make(model="alexnet")
+    note = "this CPU has no AVX2: the portable engine scores, slowly (engine='portable')\n"
+    assert capsys.readouterr().err == note
+    assert isinstance(env.evaluator.engine, PortableEngine)
+    quintile = usual.evaluator.calibration.quintile
+    assert env.evaluator.calibration.quintile == quintile
+    assert env.evaluator.evaluate(quintile).return_ == usual.evaluator.evaluate(quintile).return_
+
+
+def test_the_engine_can_be_chosen(few_images, monkeypatch, capsys):
+    env = gym.make("TAP-v0", model="alexnet", engine="portable").unwrapped
+    assert isinstance(env.evaluator.engine, PortableEngine)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(convolution, "available", lambda: ())
+    with pytest.raises(InputError, match="--engine vector needs an x86 CPU with AVX2"):
+        gym.make("TAP-v0", model="alexnet", engine="vector")
 
 
 # -- observations

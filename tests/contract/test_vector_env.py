@@ -1,5 +1,8 @@
 """The vector environment is that many single ones, row by row."""
 
+import copy
+import pickle
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -73,3 +76,68 @@ def test_made_by_gymnasium(evaluator):
     made = gym.make_vec("TAP-v0", 2, vectorization_mode="vector_entry_point", evaluator=evaluator)
     assert isinstance(made.unwrapped, TapVectorEnv)
     assert made.num_envs == 2
+
+
+# -- samples
+
+
+def test_samples_are_valid_in_every_layer(both, evaluator):
+    for env in both:
+        env.reset(seed=1)
+        env.action_space.seed(2)
+        for tmax in evaluator.calibration.tmax:
+            samples = [env.action_space.sample() for _ in range(20)]
+            assert all(sample in env.action_space for sample in samples)
+            assert not any(tap.problems(codes, tmax) for sample in samples for codes in sample)
+            *_, infos = env.step(samples[0])
+        env.step(env.action_space.sample())  # begins anew, and takes no actions
+        env.step(env.action_space.sample())
+
+
+def test_samples_follow_the_seed(both):
+    def draw(space, seed) -> list:
+        assert space.seed(seed) == [seed] or space.seed(seed) == seed
+        return [space.sample().tolist() for _ in range(5)]
+
+    both[0].reset()
+    space = both[0].action_space
+    first = draw(space, 11)
+    assert draw(space, 11) == first != draw(space, 12)
+    assert len({str(codes) for sample in first for codes in sample}) > COUNT  # each environment has its own
+
+
+def test_samples_reach_every_code(both):
+    """All quadruples below tmax = 5, which are five."""
+    both[0].single_action_space.tmax = 5
+    found = {tuple(codes) for _ in range(50) for codes in both[0].action_space.sample().tolist()}
+    assert found == {(1, 2, 3, 4), (1, 2, 3, 5), (1, 2, 4, 5), (1, 3, 4, 5), (2, 3, 4, 5)}
+
+
+def test_the_space_is_what_gymnasium_makes_of_a_batch(both):
+    """Equal to the plain batch; parts are actions of one environment; copies and pickles are spaces as well."""
+    space, single = both[0].action_space, both[0].single_action_space
+    plain = gym.vector.utils.batch_space(gym.spaces.MultiDiscrete([256] * 4), COUNT)
+    assert space == plain and space.dtype == plain.dtype
+    assert isinstance(gym.vector.utils.batch_space(single, 2), gym.spaces.Box)
+    single.tmax = 20
+    rows = list(gym.vector.utils.iterate(space, space.sample()))
+    assert len(rows) == COUNT and all(row in single for row in rows)
+    empty = gym.vector.utils.create_empty_array(single, COUNT)
+    assert gym.vector.utils.concatenate(single, rows, empty) in space
+    for other in (copy.deepcopy(space), pickle.loads(pickle.dumps(space))):
+        assert other == space
+        assert not any(tap.problems(codes, 20) for codes in other.sample())
+
+
+def test_samples_take_no_mask(both):
+    with pytest.raises(ValueError, match=r"BatchedCodeSpace\.sample\(\) takes no mask"):
+        both[0].action_space.sample(mask=())
+
+
+def test_samples_of_gymnasiums_own_vector_environment(evaluator):
+    made = gym.make_vec("TAP-v0", 2, vectorization_mode="sync", evaluator=evaluator)
+    made.reset()
+    for tmax in evaluator.calibration.tmax[:2]:
+        actions = made.action_space.sample()
+        assert not any(tap.problems(codes, tmax) for codes in actions)
+        made.step(actions)

@@ -1,9 +1,12 @@
+import json
 import os
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from approx_env import checkpoint as module
 from approx_env.checkpoint import Checkpoint
 from approx_env.errors import InputError
 
@@ -11,11 +14,15 @@ IDENTITY = {"model": "m", "seed": 3, "lr": None, "share": 0.25, "norm": True}
 
 
 def parts(value: float) -> dict:
-    """A layer of `value` and an optimizer with momentum."""
+    """A layer of `value` and an optimizer with momentum that has taken a step of no length."""
     layer = nn.Linear(2, 1)
     nn.init.constant_(layer.weight, value)
     nn.init.constant_(layer.bias, -value)
     optimizer = torch.optim.SGD(layer.parameters(), 0.5, momentum=0.9)
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
     return {"network": layer, "sgd": optimizer}
 
 
@@ -81,7 +88,7 @@ def test_a_kill_leaves_the_older_state(path, monkeypatch, where):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(*((torch, "save") if where == "while writing" else (os, "replace")), die)
+        patch.setattr(*((module, "save_file") if where == "while writing" else (os, "replace")), die)
         checkpoint.save(2, parts(2.0))
     found = parts(0.0)
     assert checkpoint.resume(found) == 1
@@ -116,23 +123,52 @@ def test_refused_parts_stay_as_they_were(path):
     assert stateful["network"].weight.tolist() == [[5.0, 5.0]]
 
 
-@pytest.mark.parametrize("content", ["empty", "text", "truncated", "list", "number", "other keys", "code"])
-def test_what_is_no_checkpoint_is_told(path, content):
+def rewritten(path, *, about=None, tensors=None) -> None:
+    """Writes other header values or other tensors into a checkpoint; None takes one out."""
+    kept = {"identity": json.dumps(IDENTITY), "epoch": "1"} | (about or {})
+    arrays = load_file(path) | (tensors or {})
+    kept, arrays = ({key: value for key, value in one.items() if value is not None} for one in (kept, arrays))
+    save_file(arrays, path, kept)
+
+
+STRANGE = {
+    "empty": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("x"),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "a byte more": lambda path: path.write_bytes(path.read_bytes() + b"0"),
+    "a header without end": lambda path: path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:]),
+    "pickled": lambda path: torch.save({"identity": IDENTITY, "epoch": 1}, path),
+    "code": lambda path: torch.save({"identity": os.getcwd}, path),
+    "no identity": lambda path: rewritten(path, about={"identity": None}),
+    "no epoch": lambda path: rewritten(path, about={"epoch": None}),
+    "broken identity": lambda path: rewritten(path, about={"identity": "{"}),
+    "nested identity": lambda path: rewritten(path, about={"identity": "[" * 100_000}),
+    "a number as identity": lambda path: rewritten(path, about={"identity": "5"}),
+    "a list as identity": lambda path: rewritten(path, about={"identity": '["seed"]'}),
+    "a word as epoch": lambda path: rewritten(path, about={"epoch": '"one"'}),
+    "half an epoch": lambda path: rewritten(path, about={"epoch": "1.5"}),
+    "no epoch at all": lambda path: rewritten(path, about={"epoch": "null"}),
+    "no weight": lambda path: rewritten(path, tensors={"network/weight": None}),
+    "a weight more": lambda path: rewritten(path, tensors={"network/more": torch.ones(1)}),
+    "a weight of another shape": lambda path: rewritten(path, tensors={"network/weight": torch.ones(2, 2)}),
+    "no momentum": lambda path: rewritten(path, tensors={f"sgd/{i}.momentum_buffer": None for i in (0, 1)}),
+    "a parameter more": lambda path: rewritten(path, tensors={"sgd/9.momentum_buffer": torch.ones(1)}),
+    "a name for an index": lambda path: rewritten(path, tensors={"sgd/x.momentum_buffer": torch.ones(1)}),
+}
+
+
+@pytest.mark.parametrize("change", STRANGE.values(), ids=STRANGE)
+def test_what_is_no_checkpoint_is_told(path, change):
     checkpoint = Checkpoint(path, IDENTITY)
     checkpoint.save(1, parts(1.0))
-    if content == "truncated":
-        path.write_bytes(path.read_bytes()[:-100])
-    elif content in ("empty", "text"):
-        path.write_text("" if content == "empty" else "x")
-    else:
-        saved = {
-            "list": [1, 2],
-            "number": {"identity": 5, "epoch": 1},
-            "other keys": {"epoch": 1},
-            "code": {"identity": os.getcwd},
-        }
-        torch.save(saved[content], path)
+    change(path)
     assert refusal(checkpoint) == (f"{path} is no checkpoint of a training: remove it, or choose another --output")
+
+
+def test_a_folder_is_no_checkpoint(path):
+    path.mkdir()
+    with pytest.raises(InputError, match="is no checkpoint of a training"):
+        Checkpoint(path, IDENTITY).resume(parts(1.0))
 
 
 def test_a_part_that_is_not_there_is_told(path):

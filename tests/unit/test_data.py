@@ -198,16 +198,17 @@ def test_imagefolder_that_is_empty_or_half_there(tmp_path):
     assert refusal("imagefolder", tmp_path) == message
     (tmp_path / "test").mkdir()
     message = refusal("imagefolder", tmp_path)
-    assert message == f"--data-dir {tmp_path}: Couldn't find any class folder in {tmp_path / 'train'}."
+    assert message == f"{tmp_path / 'train'} holds no class folder: give each class one, or name another --data-dir"
 
 
 def test_imagefolder_with_an_empty_class(tmp_path):
     root = write_tree(tmp_path)
     for path in (root / "train" / "cat").iterdir():
         path.unlink()
-    message = refusal("imagefolder", root)
-    assert message.startswith(f"--data-dir {root}: Found no valid file for the classes cat.")
-    assert "\n" not in message
+    assert refusal("imagefolder", root) == (
+        f"{root / 'train'} holds no image of cat: each class needs one at least (.jpg, .jpeg, .png, .bmp, .ppm, .pgm), "
+        "add one or name another --data-dir"
+    )
 
 
 def test_imagefolder_with_a_class_missing(tmp_path):
@@ -238,13 +239,13 @@ def unreadable(root, split: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0\0"])
-def test_imagefolder_with_a_broken_image(tmp_path, content):
+def test_imagefolder_with_a_broken_image(tmp_path):
+    """`test_bad_images.py` has many more."""
     broken = write_tree(tmp_path) / "test" / "dog" / "0.png"
-    broken.write_bytes(content)
-    message = unreadable(tmp_path, "test")
-    assert message.startswith(f"{broken} is not a readable image (")
-    assert message.endswith("): repair or remove it")
+    broken.write_bytes(b"")
+    assert unreadable(tmp_path, "test") == (
+        f"{broken} is no JPEG, PNG, BMP or PPM image, or its header is broken: convert, repair or remove it"
+    )
     data.load("imagefolder", tmp_path).load("train")  # what is not read is not looked at
 
 

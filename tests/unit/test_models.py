@@ -5,6 +5,7 @@ from torch import nn
 
 from approx_env import models
 from approx_env.errors import InputError
+from approx_env.models import squeezenet
 
 SQUEEZENET_LAYERS = ["conv1", *(f"fire{i}" for i in range(2, 10))]
 ALEXNET_LAYERS = [*(f"conv{i}" for i in range(1, 6)), "fc1", "fc2"]
@@ -60,7 +61,7 @@ def test_metaparameters(ratio, pct, squeeze, expand3x3):
 
 def test_bypass_adds_the_input():
     simple = models.build("squeezenet_simple_bypass", 10).eval().blocks
-    assert [name for name, block in simple.items() if isinstance(block, models.Bypass)] == [
+    assert [name for name, block in simple.items() if isinstance(block, squeezenet.Bypass)] == [
         "fire3",
         "fire5",
         "fire7",
@@ -69,7 +70,7 @@ def test_bypass_adds_the_input():
     x = torch.rand(2, 128, 4, 4)
     assert torch.equal(simple["fire3"](x), simple["fire3"].fire(x) + x)
     whole = models.build("squeezenet_complex_bypass", 10).blocks
-    shortcuts = {name: type(block.shortcut) for name, block in whole.items() if isinstance(block, models.Bypass)}
+    shortcuts = {name: type(block.shortcut) for name, block in whole.items() if isinstance(block, squeezenet.Bypass)}
     assert shortcuts == {f"fire{i}": nn.Identity if i % 2 else nn.Sequential for i in range(2, 10)}
 
 
@@ -95,7 +96,7 @@ def test_options_out_of_range(name, options, said):
 
 
 def test_fire_module_by_hand():
-    fire = models.Fire(96, 16, 64, 64, batch_norm=False)
+    fire = squeezenet.Fire(96, 16, 64, 64, batch_norm=False)
     assert parameters(fire) == (96 * 16 + 16) + (16 * 64 + 64) + (16 * 64 * 9 + 64)
     assert fire(torch.zeros(2, 96, 5, 5)).shape == (2, 128, 5, 5)
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -63,7 +65,6 @@ def test_argv_of_the_process(monkeypatch):
         ("--count", "0", "at least 1"),
         ("--count", "-5", "at least 1"),
         ("--count", "1.5", "a whole number"),
-        ("--count", "", "a whole number"),
         ("--capped", "10", "at least 0 and at most 9"),
         ("--capped", "-1", "at least 0 and at most 9"),
         ("--rate", "0", "above 0 and at most 10"),
@@ -78,11 +79,9 @@ def test_argv_of_the_process(monkeypatch):
         ("--open-part", "0", "above 0 and below 1"),
         ("--open-part", "1", "above 0 and below 1"),
         ("--kind", "Fast", "slow, fast or none"),
-        ("--kind", "", "slow, fast or none"),
         ("--loud", "true", "on or off"),
         ("--sides", "1,1", "different whole numbers"),
         ("--sides", "1,,2", "different whole numbers"),
-        ("--sides", "", "different whole numbers"),
         ("--sides", "5,100", "at least 1 and at most 99"),
         ("--repeated", "1,x", "whole numbers"),
     ],
@@ -90,6 +89,47 @@ def test_argv_of_the_process(monkeypatch):
 def test_a_bad_value_is_told(name, text, must_be):
     got = text if must_be[:2] in ("at", "ab") else f"'{text}'"
     assert problems(name, text) == [f"{name} must be {must_be}, got {got}"]
+
+
+FLAGS = "--count --capped --rate --share --level --open-part --kind --loud --sides --repeated --name".split()
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+def test_an_empty_value_is_told_and_never_the_default(name, text):
+    assert problems(name, text) == [f"{name} must be given a value, got {text!r}: leave it out where the default will do"]
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("bytes_", [b"\xff", b"a\xc3", b"\xed\xa0\x80"])
+def test_bytes_that_are_no_utf8_are_told(name, bytes_):
+    (problem,) = problems(name, bytes_.decode(errors="surrogateescape"))
+    assert problem.startswith(f"{name} must be UTF-8 text, got '")
+    problem.encode()  # whoever prints it
+
+
+def test_bytes_that_are_no_utf8_come_from_a_shell():
+    program = "import sys; from approx_env import errors, options; from tests.unit.test_options import Table; "
+    program += "sys.exit(errors.exit_status(lambda: options.parse(Table, 'prog', '', None)))"
+    ended = subprocess.run([sys.executable, "-c", program, "--name", b"a\xffb"], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: --name must be UTF-8 text, got 'a\\udcffb'\n"
+
+
+def test_text_of_any_language_will_do():
+    for text in ("été", "日本", "\N{SNOWMAN}", "a b", "-", "0"):
+        assert parse(f"--name={text}").name == text
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63), 10**30])
+def test_whole_numbers_of_more_than_63_bits_are_told(value):
+    for name in ("--count", "--repeated"):
+        assert problems(f"{name}={value}") == [f"{name} must be a whole number of at most 63 bits, got {value}"]
+    assert problems(f"--repeated=1,{value}") == [f"--repeated must be a whole number of at most 63 bits, got 1,{value}"]
+
+
+def test_whole_numbers_of_63_bits_will_do():
+    assert parse("--count", str(2**63 - 1), f"--repeated={1 - 2**63}") == Table(count=2**63 - 1, repeated=(1 - 2**63,))
 
 
 def test_a_number_without_bounds():
