@@ -1,7 +1,6 @@
 """The training command's options: bad ones end it with status 2, a clear line each, before anything is written."""
 
 import shutil
-import sys
 from dataclasses import fields
 
 import pytest
