@@ -1,10 +1,13 @@
-"""How a search is fitted to the cluster that it finds."""
+"""How a search is fitted to the cluster that it finds, and what is left of it when it fails."""
+
+from types import SimpleNamespace
 
 import pytest
 
 from approx_env.errors import InputError
-from search import run, session
+from search import job, lease, run, session, store
 from search.config import Settings
+from search.storage import Folder
 
 GPU = {"engine": "portable", "device": "cuda"}
 NODES = {
@@ -54,3 +57,42 @@ def test_a_head_without_cores_cannot_score(monkeypatch):
     nodes(monkeypatch, *NODES)
     with pytest.raises(InputError, match="--num-env-runners 0 works on the cluster's head"):
         run._on_cluster(Settings(address="auto", num_env_runners=0))
+
+
+def job_in(folder: Folder, monkeypatch, earlier: dict | None = None) -> SimpleNamespace:
+    monkeypatch.setattr(job, "describe", lambda job: {"run": "r"})
+    return SimpleNamespace(folder=folder, earlier=earlier, settings=Settings(results="x", search_images=32))
+
+
+def fail_in_a_run(made: SimpleNamespace, rows: bool) -> None:
+    with pytest.raises(InputError, match="out of memory"), run.claimed(made):
+        if rows:
+            (made.folder / store.EPISODES).write("part-1.parquet", b"rows")
+        raise InputError("the GPU is out of memory")
+
+
+def test_bad_input_that_shows_late_costs_no_rows(tmp_path, monkeypatch):
+    made = job_in(Folder(tmp_path / "r"), monkeypatch)
+    fail_in_a_run(made, rows=True)
+    assert (made.folder / store.EPISODES).read("part-1.parquet") == b"rows"
+    assert made.folder.names() == [store.RUN]  # and nobody holds the lease
+
+
+def test_bad_input_leaves_no_folder_without_rows(tmp_path, monkeypatch):
+    fail_in_a_run(job_in(Folder(tmp_path / "r"), monkeypatch), rows=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_went_on_keeps_its_folder(tmp_path, monkeypatch):
+    folder = Folder(tmp_path / "r")
+    (folder / store.EPISODES).create()
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
+    fail_in_a_run(job_in(folder, monkeypatch, earlier={"run": "r"}), rows=False)
+    assert folder.exists(store.RUN)
+
+
+def test_a_folder_that_cannot_be_listed_is_kept(tmp_path, monkeypatch):
+    made = job_in(Folder(tmp_path / "r"), monkeypatch)
+    monkeypatch.setattr(store, "part_names", lambda folder: (_ for _ in ()).throw(OSError("away")))
+    fail_in_a_run(made, rows=True)
+    assert (made.folder / store.EPISODES).exists("part-1.parquet")

@@ -48,8 +48,8 @@ def make_row(episode: int) -> dict:
 def folder(tmp_path):
     """A run of five rows in two parts."""
     (Folder(tmp_path) / store.EPISODES).create()
-    store.write_part(Folder(tmp_path), [make_row(k) for k in range(3)], LAYERS)
-    store.write_part(Folder(tmp_path), [make_row(k) for k in range(3, 5)], LAYERS)
+    for episodes in (range(3), range(3, 5)):
+        store.Part(Folder(tmp_path), LAYERS).write([make_row(k) for k in episodes])
     return tmp_path
 
 
@@ -100,7 +100,7 @@ def test_parts_have_names_of_their_own_and_leave_no_temporary_file(folder):
 
 def test_a_part_that_fails_leaves_the_others_as_they_are(folder):
     with pytest.raises(pa.ArrowException):
-        store.write_part(Folder(folder), [make_row(5) | {"seed": "three"}], LAYERS)
+        store.Part(Folder(folder), LAYERS).write([make_row(5) | {"seed": "three"}])
     assert len(store.read_rows(Folder(folder))) == 5
     assert len(list((folder / store.EPISODES).glob("part-*"))) == 2
 
@@ -113,7 +113,7 @@ def test_an_unfinished_part_is_not_read(folder):
 
 
 def test_a_row_that_two_drivers_wrote_is_read_once(folder):
-    store.write_part(Folder(folder), [make_row(3)], LAYERS)
+    store.Part(Folder(folder), LAYERS).write([make_row(3)])
     assert len(store.read_rows(Folder(folder))) == len(store.read(folder)) == 5
     assert list(store.read(folder).index) == list(range(5))
 
