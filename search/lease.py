@@ -143,7 +143,7 @@ def _read(folder: Folder) -> dict | None:
             raise ValueError
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, IsADirectoryError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder}/{FILE} is damaged: remove it if no driver writes the run") from error
     return kept
 

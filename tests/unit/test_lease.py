@@ -154,12 +154,6 @@ def test_a_damaged_lease(folder, content):
         lease.take(folder)
 
 
-def test_a_folder_in_the_place_of_a_lease(folder, tmp_path):
-    (tmp_path / lease.FILE).mkdir()
-    with pytest.raises(InputError, match=r"lease.json is damaged: remove it"):
-        lease.take(folder)
-
-
 def test_a_machine_without_proc_is_told_by_its_name_and_network_card(folder, monkeypatch):
     with_proc = lease.me().machine
     monkeypatch.setattr(lease, "BOOT", "/none")
