@@ -144,7 +144,8 @@ def read(folder: str | os.PathLike | Folder) -> pd.DataFrame:
     parts = list(_parts(folder if isinstance(folder, Folder) else Folder(folder)))
     if not parts:
         raise FileNotFoundError(f"{folder} has no rows in {EPISODES}/")
-    return pa.concat_tables(parts).to_pandas().drop_duplicates("episode_id", keep="last", ignore_index=True)
+    whole = pa.concat_tables(parts, promote_options="default")  # columns are joined by name, in whatever order
+    return whole.to_pandas().drop_duplicates("episode_id", keep="last", ignore_index=True)
 
 
 def part_names(folder: Folder) -> list[str]:

@@ -260,6 +260,8 @@ CASES = [
     Case("the same part twice", part(lambda rows: rows, "part-2.parquet"), None, None),
     Case("a part in another order", part(lambda rows: rows[::-1]), None, None),
     Case("columns in another order", table(lambda read: read.select(read.column_names[::-1])), None, None),
+    Case("parts with columns in different orders", lambda folder: (table(lambda read: read.select(read.column_names[::-1]))
+         (folder), write_part(folder, ROWS, "part-2.parquet")), None, None),
     Case("an empty part", part(lambda rows: [], "part-2.parquet"), None, None),
     Case("a temporary file", file("episodes/.part-2.parquet.0123.tmp", b"PAR1"), None, None),
     Case("a file of a person", file("notes.txt", b"\xff"), None, None),
