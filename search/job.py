@@ -122,7 +122,7 @@ def _parsed(arguments: dict[str, Any]) -> dict[str, Any]:
         left_out.add("search_images")  # the first of them
     texts, checked = [], []
     for entry in fields(Settings):
-        value = arguments.get(entry.name)
+        value = arguments.get(entry.name, entry.default)  # a run from before there was this option
         value = tuple(value) if isinstance(value, list) else value
         if entry.name not in left_out and repr(value) != repr(entry.default):
             texts += [options.flag(entry.name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]

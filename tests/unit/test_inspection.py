@@ -257,6 +257,8 @@ CASES = [
     Case("no episodes", lambda folder: shutil.rmtree(folder / "episodes"), NOT_FINISHED, DAMAGED),
     # What does no harm.
     Case("nothing", lambda folder: None, None, None),
+    Case("an option that the run did not have", edited(store.RUN, ABOUT, "arguments.top", LACKS), None, None),
+    Case("an option that is nothing", edited(store.RUN, ABOUT, "arguments.top", None), None, NO_RUN),
     Case("the same part twice", part(lambda rows: rows, "part-2.parquet"), None, None),
     Case("a part in another order", part(lambda rows: rows[::-1]), None, None),
     Case("columns in another order", table(lambda read: read.select(read.column_names[::-1])), None, None),
