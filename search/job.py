@@ -18,6 +18,7 @@ import numpy as np
 from approx_env import calibration, data, options, teacher
 from approx_env.errors import InputError
 from approx_env.evaluator import Problem, Reward
+from approx_env.network import Network
 from search import config, inspection, lease, store
 from search.config import Settings
 from search.storage import Folder
@@ -65,17 +66,7 @@ def prepare(settings: Settings) -> Job:
             problems.append(f"--results {settings.results} cannot be written below {above}: choose another folder")
     if problems:
         raise InputError(problems)
-    images, _ = dataset.load("calibration", settings.calib_batches * settings.batch_size)
-    calibrated = calibration.calibrate(
-        chosen.network,
-        np.split(images, settings.calib_batches),
-        tmax_percentile=settings.tmax_percentile,
-        tmax_offset=settings.tmax_offset,
-        engine=settings.engine,
-        device=settings.device,
-    )
-    by_name = {layer.name: layer for layer in calibrated.layers}
-    calibrated = replace(calibrated, layers=tuple(by_name[layer] for layer in chosen.network.layers))
+    calibrated = _calibrated(settings, dataset, chosen.network)
     reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
     sizes = settings.rungs or (settings.search_images,)
     images, labels = dataset.load("search", sizes[-1])
@@ -95,6 +86,21 @@ def prepare(settings: Settings) -> Job:
             "compare; bring back what it was begun with, or start a new run"
         )
     return job
+
+
+def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
+    """The calibration of a network, its layers in the network's order: codes and columns are joined to it by that."""
+    images, _ = dataset.load("calibration", settings.calib_batches * settings.batch_size)
+    made = calibration.calibrate(
+        network,
+        np.split(images, settings.calib_batches),
+        tmax_percentile=settings.tmax_percentile,
+        tmax_offset=settings.tmax_offset,
+        engine=settings.engine,
+        device=settings.device,
+    )
+    by_name = {layer.name: layer for layer in made.layers}
+    return replace(made, layers=tuple(by_name[name] for name in network.layers))
 
 
 def _go_on(folder: Folder, given: Settings) -> tuple[dict[str, Any], Settings]:
@@ -245,7 +251,7 @@ def note_on_images(job: Job) -> str | None:
     about = job.teacher.about
     if about["dataset"] != job.dataset.name or about.get("images", job.dataset.digest) == job.dataset.digest:
         return None
-    return f"the teacher was trained on other images than {job.dataset.name} has now: some may have been training images"
+    return f"the teacher was trained on other images than {job.dataset.name} has now, perhaps on some that test it"
 
 
 def describe(job: Job) -> dict[str, Any]:

@@ -57,8 +57,8 @@ def _finished(folder: Folder) -> tuple[dict[str, Any], dict[str, Any], pd.DataFr
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no finished run ({error}): name a folder that search.run wrote") from error
     if faults:
-        raise InputError([f"{folder}/{name} is damaged or of another run ({reason}): remove it, or bring back what was "
-                          "there" for name, reason in faults.items()])  # fmt: skip
+        raise InputError([f"{folder}/{name} is damaged or of another run ({reason}): remove it, or bring back what "
+                          "was there" for name, reason in faults.items()])  # fmt: skip
     return about, best, scored, chosen
 
 
@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
-        return _print(f"usage: {USAGE}\n\nPrints finished runs as one Markdown table. A run is a folder that search.run "
-                      "wrote, or s3://bucket/path.")  # fmt: skip
+        told = "Prints finished runs as one Markdown table. A run is a folder that search.run wrote, or s3://bucket/path."
+        return _print(f"usage: {USAGE}\n\n{told}")
     unknown = [argument for argument in arguments if argument.startswith("-")]
     if unknown:
         raise InputError(f"{unknown[0]} is no option of search.report: {USAGE}")

@@ -89,7 +89,8 @@ def test_places(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "place", ["gopher://x/y", "gs://bucket/path", "s3://", "s3:///?region=x", "", "a\0b", "caf\udce9", "s3://bucket/a?x=1"]
+    "place",
+    ["gopher://x/y", "gs://bucket/path", "s3://", "s3:///?region=x", "", "a\0b", "caf\udce9", "s3://bucket/a?x=1"],
 )
 def test_a_place_that_is_none(place):
     with pytest.raises(InputError, match=r"is no place for results.*s3://bucket/path"):
