@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
-        told = "Prints finished runs as one Markdown table. A run is a folder that search.run wrote, or s3://bucket/path."
+        told = "Prints finished runs as a Markdown table. A run is a folder that search.run wrote, or s3://bucket/path."
         return _print(f"usage: {USAGE}\n\n{told}")
     unknown = [argument for argument in arguments if argument.startswith("-")]
     if unknown:
