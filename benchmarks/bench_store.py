@@ -116,8 +116,8 @@ def _writers(folder: Folder, layers: tuple[str, ...]) -> list[tuple[str, int, Ca
     few, many = (_random_table(columns, 0, count, generator).to_pylist() for count in (AN_ITERATION, MANY))
     info = sink.RunInfo("benchmark", "squeezenet", "digits", layers, tmax, MANY)
     return [
-        ("parts", AN_ITERATION, lambda: store.write_part(folder, few, layers)),
-        ("parts", MANY, lambda: store.write_part(folder, many, layers)),
+        ("parts", AN_ITERATION, lambda: store.Part(folder, layers).write(few)),
+        ("parts", MANY, lambda: store.Part(folder, layers).write(many)),
         ("sink", AN_ITERATION * FLUSHES, lambda: asyncio.run(_send_through_sink(info, generator))),
     ]
 

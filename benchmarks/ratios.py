@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from approx_env import markdown
 from benchmarks import record
 from search.storage import Folder
 
@@ -77,11 +78,9 @@ def write(folder: Path, summaries: Mapping[str, Mapping[str, Any]]) -> None:
 
 def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     """The claims as lines of Markdown."""
-    lines = ["| what | key | median (min to max) | target | holds |", "|---|---|---|---|---|"]
+    rows = []
     for key, one in summaries.items():
         unit = f" {one['unit']}" if "unit" in one else ""
         numbers = f"{one['median']:.3g} ({one['min']:.3g} to {one['max']:.3g}){unit}"
-        lines.append(
-            f"| {one['what']} | {key} | {numbers} | {one['target']}{unit} | {'yes' if one['holds'] else 'no'} |"
-        )
-    return "\n".join(lines)
+        rows.append((one["what"], key, numbers, f"{one['target']}{unit}", "yes" if one["holds"] else "no"))
+    return markdown.table(("what", "key", "median (min to max)", "target", "holds"), rows)

@@ -8,16 +8,18 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from approx_env import calibration, data, teacher
+from approx_env import calibration, data, options, teacher
 from approx_env.errors import InputError
 from approx_env.evaluator import Problem, Reward
-from search import config, lease, store
+from approx_env.network import Network
+from search import config, inspection, lease, store
 from search.config import Settings
 from search.storage import Folder
 
@@ -50,6 +52,7 @@ def prepare(settings: Settings) -> Job:
     folder, earlier = Folder(settings.results) / name, None
     if settings.resume:
         earlier, settings = _go_on(folder, settings)
+        name = earlier["run"]  # the folder may have been renamed
     dataset = data.load(settings.dataset, settings.data_dir)
     chosen = teacher.read(settings.teacher or teacher.path_of(settings.layers, dataset.name))
     dataset = dataset.sized(chosen.network.input_shape[1])
@@ -63,15 +66,7 @@ def prepare(settings: Settings) -> Job:
             problems.append(f"--results {settings.results} cannot be written below {above}: choose another folder")
     if problems:
         raise InputError(problems)
-    images, _ = dataset.load("calibration", settings.calib_batches * settings.batch_size)
-    calibrated = calibration.calibrate(
-        chosen.network,
-        np.split(images, settings.calib_batches),
-        tmax_percentile=settings.tmax_percentile,
-        tmax_offset=settings.tmax_offset,
-        engine=settings.engine,
-        device=settings.device,
-    )
+    calibrated = _calibrated(settings, dataset, chosen.network)
     reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
     sizes = settings.rungs or (settings.search_images,)
     images, labels = dataset.load("search", sizes[-1])
@@ -83,7 +78,7 @@ def prepare(settings: Settings) -> Job:
     for split in ("validation", "test"):  # read now, so that a broken image ends the run before it begins
         pixels, labels = dataset.load(split)
         held_out[split] = replace(rungs[0], images=pixels, labels=labels)
-    finished = earlier is not None and folder.exists(store.BEST)
+    finished = earlier is not None and _finished(folder, earlier)
     job = Job(settings, dataset, chosen, rungs[0], rungs, held_out, name, folder, earlier, finished)
     if earlier and (changed := _changed(describe(job), earlier)):
         raise InputError(
@@ -93,20 +88,70 @@ def prepare(settings: Settings) -> Job:
     return job
 
 
+def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
+    """The calibration of a network, its layers in the network's order: codes and columns are joined to it by that."""
+    images, _ = dataset.load("calibration", settings.calib_batches * settings.batch_size)
+    made = calibration.calibrate(
+        network,
+        np.split(images, settings.calib_batches),
+        tmax_percentile=settings.tmax_percentile,
+        tmax_offset=settings.tmax_offset,
+        engine=settings.engine,
+        device=settings.device,
+    )
+    by_name = {layer.name: layer for layer in made.layers}
+    return replace(made, layers=tuple(by_name[name] for name in network.layers))
+
+
 def _go_on(folder: Folder, given: Settings) -> tuple[dict[str, Any], Settings]:
     """run.json of a run that goes on, and its settings."""
     try:
-        earlier = folder.read_json(store.RUN)
-        if earlier["schema_version"] != store.SCHEMA_VERSION:
-            raise ValueError(f"schema {earlier['schema_version']}, and this tapsearch writes {store.SCHEMA_VERSION}")
-        settings = config.resumed(given, earlier["arguments"])
-        damaged = store.damaged(folder)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        earlier = inspection.run_json(folder)
+        settings = config.resumed(given, _parsed(earlier["arguments"]))
+        faults = inspection.faults(folder, earlier)
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"--resume: {folder} holds no run to go on with ({error}): name one of --results") from error
-    if damaged:
-        raise InputError([f"--resume: {folder}/{name} is damaged: remove it, and what it held is searched again"
-                          for name in damaged])  # fmt: skip
+    if faults:
+        raise InputError([f"--resume: {folder}/{name} is damaged or of another run ({reason}): remove it, and what it "
+                          "held is searched again" for name, reason in faults.items()])  # fmt: skip
     return earlier, settings
+
+
+def _parsed(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A run's arguments, checked as those of a command line are.
+
+    Raises:
+        ValueError: some are not those of a search.
+    """
+    left_out = {"resume", "results", "address", "num_env_runners", "run_name"}  # given anew
+    if arguments.get("rungs"):
+        left_out.add("search_images")  # the first of them
+    texts, checked = [], []
+    for entry in fields(Settings):
+        value = arguments.get(entry.name, entry.default)  # a run from before there was this option
+        value = tuple(value) if isinstance(value, list) else value
+        if entry.name not in left_out and repr(value) != repr(entry.default):
+            texts += [options.flag(entry.name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+            checked.append(entry.name)
+    parsed = config.parse(texts)
+    return {name: value for name, value in arguments.items() if name != "run_name"} | {
+        name: getattr(parsed, name) for name in checked
+    }
+
+
+def _finished(folder: Folder, about: dict[str, Any]) -> bool:
+    """Whether a run has all its results."""
+    try:
+        if not folder.exists(store.BEST):
+            return False
+        best = inspection.best_json(folder, about)
+        inspection.chosen(best, store.read(folder))
+        inspection.check_top(folder, about)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"--resume: {folder}: its results are damaged ({error}): remove {store.BEST}, and they are made again"
+        ) from error
+    return True
 
 
 def _is_there(folder: Folder) -> bool:
@@ -143,10 +188,10 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teacher.Teach
     network, file = chosen.network, chosen.about["file"]
     if network.model != settings.layers:
         problems.append(f"teacher {file} is a {network.model}, and --layers asks for {settings.layers}")
-    if len(network.classes) != len(dataset.classes):
+    if tuple(network.classes) != tuple(dataset.classes):
         problems.append(
-            f"teacher {file} knows {len(network.classes)} classes, and {dataset.name} has {len(dataset.classes)}: "
-            "give one that was trained on this dataset with --teacher"
+            f"teacher {file} knows {_classes(network.classes, dataset.classes)}, and {dataset.name} has "
+            f"{_classes(dataset.classes, network.classes)}: give one that was trained on this dataset with --teacher"
         )
     wanted = settings.calib_batches * settings.batch_size
     if wanted > dataset.size("calibration"):
@@ -161,6 +206,14 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teacher.Teach
             f"{dataset.name} has {dataset.size('search')}: ask for fewer"
         )
     return problems
+
+
+def _classes(own: Sequence[str], others: Sequence[str]) -> str:
+    """How many classes there are, or the first one that differs if there are equally many of both."""
+    if len(own) != len(others):
+        return f"{len(own)} classes"
+    position, name = next((k, name) for k, (name, other) in enumerate(zip(own, others, strict=True)) if name != other)
+    return f"'{name}' as class {position}"
 
 
 def claim(job: Job) -> lease.Owner:
@@ -191,6 +244,14 @@ def differences(job: Job) -> list[str]:
         return []
     now, then = ({"commit": told.get("commit")} | told.get("versions", {}) for told in (describe(job), job.earlier))
     return [f"{name} {version}, was {then.get(name)}" for name, version in now.items() if version != then.get(name)]
+
+
+def note_on_images(job: Job) -> str | None:
+    """Says so if the teacher was trained on other images under the dataset's name; None if not, or nobody knows."""
+    about = job.teacher.about
+    if about["dataset"] != job.dataset.name or about.get("images", job.dataset.digest) == job.dataset.digest:
+        return None
+    return f"the teacher was trained on other images than {job.dataset.name} has now, perhaps on some that test it"
 
 
 def describe(job: Job) -> dict[str, Any]:

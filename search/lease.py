@@ -17,6 +17,7 @@ from search import store
 from search.storage import Folder
 
 FILE = "lease.json"
+BOOT, NAMESPACE = "/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"  # Linux alone has them
 EXPIRES_SECONDS = 30.0  # three missed beats; see sink.FLUSH_SECONDS
 SETTLE_SECONDS = 1.0
 POLL_SECONDS = 1.0
@@ -34,9 +35,20 @@ class Owner:
 
 def me() -> Owner:
     """This process, as a driver of its own."""
-    with open("/proc/sys/kernel/random/boot_id") as boot:
-        machine = f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    return Owner(uuid.uuid4().hex, machine, socket.gethostname(), os.getpid())
+    return Owner(uuid.uuid4().hex, _machine(), socket.gethostname(), os.getpid())
+
+
+def _machine() -> str:
+    """What tells this machine from others, and from itself before it was started anew.
+
+    Where there is no `/proc`, host name and network card stand in, which outlive a restart. The number of a driver
+    that died may then be another process's now. It counts as alive, and its lease is waited for as one from elsewhere.
+    """
+    try:
+        with open(BOOT) as boot:
+            return f"{boot.read().strip()} {os.readlink(NAMESPACE)}"
+    except OSError:
+        return f"{socket.gethostname()} {uuid.getnode():x}"
 
 
 def beat(folder: Folder, owner: Owner) -> None:
@@ -99,14 +111,41 @@ def release(folder: Folder, owner: Owner) -> None:
         folder.remove(FILE)
 
 
+class Heart:
+    """Keeps a driver's lease alive, until another one has taken the run.
+
+    Args:
+        owner: None: there is no lease, and nothing is ever lost.
+    """
+
+    def __init__(self, folder: Folder, owner: Owner | None):
+        self._folder, self._owner = folder, owner
+        self.lost = False  # once another driver has the run, for good
+
+    def beat(self) -> None:
+        """Says that the driver is alive, unless the run is lost."""
+        if self._owner and not self.lost and renew(self._folder, self._owner):
+            self.lost = True
+
+    def check(self) -> None:
+        """Looks whether the run is lost."""
+        if self._owner and not self.lost and lost(self._folder, self._owner):
+            self.lost = True
+
+
 def _read(folder: Folder) -> dict | None:
     try:
         found = folder.read_json(FILE)
-        return {name: found[name] for name in (*Owner.__dataclass_fields__, "time")}
+        kept = {name: found[name] for name in (*Owner.__dataclass_fields__, "time")}
+        texts = all(isinstance(kept[name], str) for name in ("token", "machine", "host"))
+        numbers = type(kept["process"]) is int and type(kept["time"]) in (int, float)
+        if not (texts and numbers and 0 < kept["process"] < 2**31):  # 0 and below are groups of processes
+            raise ValueError
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder}/{FILE} is damaged: remove it if no driver writes the run") from error
+    return kept
 
 
 def _dead(found: dict, machine: str) -> bool:

@@ -14,7 +14,7 @@ from approx_env import cost
 from approx_env.errors import InputError, exit_status
 from approx_env.network import pool_first
 from search import config, lease, store
-from search.job import Job, claim, differences, prepare
+from search.job import Job, claim, differences, note_on_images, prepare
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
 
@@ -29,6 +29,8 @@ def announce(job: Job) -> None:
           f"INT8 {about['int8_accuracy']['validation']:.2%} on validation")  # fmt: skip
     if about["dataset"] != job.dataset.name:
         print(f"note: it was trained on {about['dataset']}, and the search runs on {job.dataset.name}")
+    if note := note_on_images(job):
+        print(f"note: {note}")
     print(f"{network.model}: {len(network.layers)} layers{mixed}, attention on {', '.join(network.attention)}")
     print(job.problem.calibration.table())
     moved = pool_first(network)
@@ -100,13 +102,13 @@ def _on_cluster(settings: config.Settings) -> config.Settings:
 
 @contextmanager
 def claimed(job: Job) -> Iterator[lease.Owner]:
-    """The run is this process's for as long as the block lasts; one that scored nothing leaves no folder."""
+    """The run is this process's for as long as the block lasts; bad input leaves no folder, unless it has rows."""
     owner = claim(job)
     try:
         yield owner
     except InputError:
         with suppress(OSError, InputError):
-            if not job.earlier and not lease.lost(job.folder, owner):
+            if not job.earlier and not lease.lost(job.folder, owner) and not store.part_names(job.folder):
                 job.folder.discard()
         raise
     finally:

@@ -1,21 +1,19 @@
-"""The actor that every finished configuration is sent to: one writer for a run, which also counts and ranks."""
+"""The actor that every finished configuration is sent to: the one writer of a run."""
 
 from __future__ import annotations
 
 import asyncio
-import datetime
 import time
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from approx_env.errors import InputError
 from approx_env.evaluator import Problem
-from search import lease, runners, selection, session, store
+from search import lease, runners, session, store
+from search.ledger import Ledger, Progress, RunInfo
 from search.storage import Folder
 
 NAMESPACE = "tapsearch"
@@ -26,35 +24,8 @@ PATIENCE_SECONDS = 2.0
 DYING_SECONDS = 20  # that Ray may take to see that a driver is dead, and to end its actors
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """What the rows of a run have in common."""
-
-    run: str
-    model: str
-    dataset: str
-    layers: tuple[str, ...]
-    tmax: tuple[int, ...]
-    search_images: int  # of the first rung; a row of a higher one says its own
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is."""
-
-    configurations: int  # that searches proposed and that are written
-    trials: dict[str, int]  # the same by trial
-    images: int  # of the highest rung that a row has come from; what follows is about this rung alone
-    finished: int  # written configurations, and those about to be
-    best_return: float | None  # of the written ones
-    rate: float  # configurations a second, since the first one; 0 until there are two
-    waiting: int  # configurations that are not written yet
-    trouble: str | None  # why the last attempt to write or to read failed
-    lost: bool  # whether another driver has taken the run over, so that this one never writes again
-
-
 class _Sink:
-    """Writes rows, each once by its `episode_id`, and keeps the best of the highest rung.
+    """Writes rows, each once by its `episode_id`, and keeps the books of the run in a `Ledger`.
 
     `add` answers when the row is on disk; a caller that waits for the answer loses nothing when this actor dies.
     What cannot be written goes on waiting for the next attempt, however long the storage fails.
@@ -68,20 +39,14 @@ class _Sink:
     """
 
     def __init__(self, folder: Folder, info: RunInfo, problem: bytes, top: int, owner: lease.Owner | None = None):
-        self._folder, self._info, self._problem, self._count = folder, info, problem, top
-        self._owner = owner
-        self._ids: set[str] = set()  # of written rows
-        self._trials: Counter[str] = Counter()
-        self._top: list[dict[str, Any]] = []
-        self._waiting: dict[str, tuple[dict[str, Any], asyncio.Future]] = {}  # rows by their ids; done when on disk
-        self._batch: tuple[str, list[dict[str, Any]]] | None = None  # a part's name and rows, until it is on disk
+        self._folder, self._problem = folder, problem
+        self._ledger = Ledger(info, top)
+        self._answers: dict[str, asyncio.Future] = {}  # by `episode_id` of the rows that wait; done when on disk
+        self._part = store.Part(folder, info.layers)
         self._files: dict[str, bytes] = {}  # the newest contents of other files, to be written
-        self._images = info.search_images  # of the highest rung so far; the next three are about it
-        self._finished = 0
-        self._arrivals: list[float] = []  # times of the first configuration and of the last
-        self._arrived = 0
+        self._heart = lease.Heart(folder, owner)
         self._trouble: str | None = None
-        self._lost = self._closed = False
+        self._closed = False
         self._writing = asyncio.Lock()
         for place in (folder, folder / store.EPISODES):
             with suppress(OSError):
@@ -94,19 +59,16 @@ class _Sink:
         """Where the search problem lies."""
         return self._problem
 
-    async def add(self, row: dict[str, Any]) -> None:
+    async def add(self, message: dict[str, Any]) -> None:
         """Takes one finished configuration and returns when it is written."""
         await asyncio.shield(self._ready)
-        name = row["episode_id"]
-        if name in self._ids:
+        name = message["episode_id"]
+        self._ledger.receive(message, time.monotonic())
+        if name not in self._ledger.waiting:
             return
-        if name not in self._waiting:
-            complete = self._complete(row)
-            self._waiting[name] = complete, asyncio.get_running_loop().create_future()
-            self._count_in(complete)
-            self._arrivals[1:] = [time.monotonic()]
-            self._arrived += 1
-        await asyncio.shield(self._waiting[name][1])  # others may wait for it, too
+        if name not in self._answers:
+            self._answers[name] = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._answers[name])  # others may wait for it, too
 
     async def save(self, name: str, data: bytes) -> None:
         """Takes a file of the run's folder, to be written at the next flush; of several only the newest counts."""
@@ -128,7 +90,7 @@ class _Sink:
     async def written(self, names: Iterable[str]) -> set[str]:
         """Which of these `episode_id`s have a row on disk."""
         await asyncio.shield(self._ready)
-        return self._ids.intersection(names)
+        return self._ledger.written(names)
 
     async def flush(self) -> bool:
         """Writes what is waiting, now; returns whether that worked. What could not be written goes on waiting."""
@@ -149,20 +111,18 @@ class _Sink:
         self._closed = True  # nothing is awaited in between
 
     async def _write(self) -> None:
-        if self._owner and not self._lost and (self._waiting or self._files):
-            self._lost = await asyncio.to_thread(lease.lost, self._folder, self._owner)
-        if self._lost:
+        ledger = self._ledger
+        if ledger.waiting or self._files:
+            await asyncio.to_thread(self._heart.check)
+        if self._heart.lost:
             raise RuntimeError("another driver has taken the run over")
-        while self._waiting:
-            if not self._batch:
-                self._batch = store.part_name(), [row for row, _ in self._waiting.values()]
-            name, rows = self._batch  # the same ones if the last attempt failed, perhaps after it had stored them
-            await asyncio.to_thread(store.write_part, self._folder, rows, self._info.layers, name)
-            self._batch = None
-            self._index(rows)
+        while ledger.waiting:
+            rows = list(ledger.waiting.values())
+            await asyncio.to_thread(self._part.write, rows)
+            ledger.settle(rows)
             for row in rows:
-                self._waiting.pop(row["episode_id"])[1].set_result(None)
-            self._files[store.TOP] = store.parquet(self._top, store.schema(self._info.layers))
+                self._answers.pop(row["episode_id"]).set_result(None)
+            self._files[store.TOP] = store.parquet(ledger.top, store.schema(ledger.info.layers))
         for name, data in list(self._files.items()):
             await asyncio.to_thread(self._folder.write, name, data)
             if self._files[name] is data:
@@ -171,36 +131,26 @@ class _Sink:
     async def progress(self) -> Progress:
         """How far the run is; what an earlier process has written counts, if it can be read soon."""
         await asyncio.wait({self._ready}, timeout=PATIENCE_SECONDS)
-        best = self._top[0] if self._top else {}
-        best_return = best["return"] if best.get("search_images") == self._images else None
-        seconds = self._arrivals[-1] - self._arrivals[0] if self._arrived > 1 else 0.0
-        rate = (self._arrived - 1) / seconds if seconds else 0.0
-        trials = dict(self._trials)
-        return Progress(
-            sum(trials.values()), trials, self._images, self._finished, best_return, rate, len(self._waiting),
-            self._trouble, self._lost,
-        )  # fmt: skip
+        return self._ledger.progress(self._trouble, self._heart.lost)
 
     async def top(self) -> list[dict[str, Any]]:
         """The best configurations of the highest rung so far, distinct, best first; waits until all is written."""
         await self._flush_all()
-        return self._top
+        return self._ledger.top
 
     async def promoted(self, images: int, more: int) -> tuple[list[dict[str, Any]], int]:
         """Rows of the configurations that go on from `images` images to `more`, and among how many these were."""
         await self._flush_all()
-        rows = await self._read()
-        rows = [row for row in rows if row["search_images"] == images]
-        return selection.promoted(rows, images, more, self._count, self._codes)
+        return self._ledger.promoted(await self._read(), images, more)
 
     async def _flush_all(self) -> None:
         while not await self.flush():
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _beat_regularly(self) -> None:
-        while self._owner and not self._lost:
+        while not self._heart.lost:
             with suppress(Exception):  # the next beat may succeed
-                self._lost = await asyncio.to_thread(lease.renew, self._folder, self._owner) or self._lost
+                await asyncio.to_thread(self._heart.beat)
             await asyncio.sleep(FLUSH_SECONDS)
 
     async def _flush_regularly(self) -> None:
@@ -210,10 +160,7 @@ class _Sink:
 
     async def _rebuild(self) -> None:
         """Takes up what an earlier process of this run has written."""
-        rows = await self._read()
-        for row in rows:
-            self._count_in(row)
-        self._index(rows)
+        self._ledger.restore(await self._read())
 
     async def _read(self) -> list[dict[str, Any]]:
         while True:
@@ -222,38 +169,6 @@ class _Sink:
             except Exception as error:
                 self._trouble = f"{type(error).__name__}: {error}"
             await asyncio.sleep(RETRY_SECONDS)
-
-    def _codes(self, row: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
-        return store.codes_of(row, self._info.layers)
-
-    def _complete(self, row: dict[str, Any]) -> dict[str, Any]:
-        info, said = self._info, dict(row)
-        codes, outcome = said.pop("codes"), said.pop("outcome")
-        said["time"] = datetime.datetime.fromtimestamp(said["time"] / 1000, datetime.UTC)
-        return {
-            "schema_version": store.SCHEMA_VERSION,
-            "run": info.run,
-            "model": info.model,
-            "dataset": info.dataset,
-            "search_images": info.search_images,
-            **said,
-            **store.configuration_columns(info.layers, codes, info.tmax),
-            **store.score_columns(info.layers, outcome),
-        }
-
-    def _count_in(self, row: dict[str, Any]) -> None:
-        if row["search_images"] > self._images:
-            self._images, self._finished, self._arrivals, self._arrived = row["search_images"], 0, [], 0
-        self._finished += row["search_images"] == self._images
-
-    def _index(self, rows: list[dict[str, Any]]) -> None:
-        for row in rows:
-            self._ids.add(row["episode_id"])
-            self._trials[row["trial"]] += row["search_images"] == self._info.search_images
-        rows = [*self._top, *rows]
-        highest = max((row["search_images"] for row in rows), default=0)
-        rows = [row for row in rows if row["search_images"] == highest]
-        self._top = selection.best(rows, self._count, self._codes)
 
 
 ON_HEAD = {session.HEAD: 0.001}

@@ -20,19 +20,19 @@ class Folder:
     """A folder whose files are written whole or not at all, and never appended to: object stores cannot.
 
     Args:
-        place: a path, or a URI that pyarrow knows, as `s3://bucket/path`. Credentials are found as the AWS tools find
-            them; `AWS_ENDPOINT_URL` or `?endpoint_override=HOST:PORT&scheme=http` name another server.
+        place: a path, `s3://bucket/path` or `file:///path`. Credentials are found as the AWS tools find them;
+            `AWS_ENDPOINT_URL` or `?endpoint_override=HOST:PORT&scheme=http` name another server.
 
     Raises:
-        InputError: pyarrow does not know such a URI.
+        InputError: it is none of these.
     """
 
     def __init__(self, place: str | os.PathLike):
         text = os.fspath(place)
         try:
-            self._files, path = fs.FileSystem.from_uri(text) if "://" in text else (fs.LocalFileSystem(), text)
+            self._files, path = _located(text)
         except (ValueError, OSError) as error:  # pyarrow's own are both
-            raise InputError(f"{text} is no place for results ({error}): give a path or s3://bucket/path") from error
+            raise InputError(f"{text!r} is no place for results ({error}): give a path or s3://bucket/path") from error
         self.place = text
         self.path = os.path.abspath(path) if self.local else path
 
@@ -77,8 +77,8 @@ class Folder:
         Raises:
             FileNotFoundError: there is none.
         """
-        with self._files.open_input_stream(self._path(name)) as stream:
-            return stream.read()
+        with self._files.open_input_file(self._path(name)) as file:  # an object comes in one piece
+            return file.read()
 
     def write(self, name: str, data: bytes) -> None:
         """Writes a file into the folder, which must be there; it is on the disk, or stored, when this returns.
@@ -135,6 +135,21 @@ class Folder:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)  # of a write that failed
+
+
+def _located(place: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a place, and the path on it."""
+    place.encode()  # pyarrow takes no bytes that are no UTF-8
+    if not place or "\0" in place:
+        raise ValueError("it names no folder")
+    scheme, mark, rest = place.partition("://")
+    if not mark:
+        return fs.LocalFileSystem(), place
+    if scheme not in ("file", "s3"):  # others keep one waiting for credentials, and were never tried
+        raise ValueError(f"{scheme}:// is not supported")
+    if not rest.partition("?")[0].strip("/"):
+        raise ValueError("it names no bucket")
+    return fs.FileSystem.from_uri(place)
 
 
 def _temporary(name: str, unique: str) -> str:

@@ -1,8 +1,9 @@
-"""A run's folder: every scored configuration as a row of Parquet, in atomic, immutable parts."""
+"""A run's folder: every scored configuration as a row of Parquet, in parts that are replaced whole."""
 
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,8 +11,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors
-import safetensors.torch
 
 from approx_env.cost import KINDS
 from approx_env.tap import CODES
@@ -19,7 +18,9 @@ from search.storage import Folder
 
 SCHEMA_VERSION = 1
 EPISODES = "episodes"
+ROWS_A_PART = 1000  # a part is written anew with each flush: more would take longer, fewer leave more files
 RUN, TOP, BEST = "run.json", "top.parquet", "best.json"
+TORN_READS, TORN_SECONDS = 3, 0.5  # an object that is replaced while it is read comes torn: then it is read again
 STATE_SUFFIX = ".safetensors"  # of the file that a PPO search goes on from
 CODE_FIELDS = (*CODES, "tmax")
 
@@ -84,16 +85,36 @@ def codes_of(row: Mapping[str, Any], layers: Sequence[str]) -> tuple[tuple[int, 
     return tuple(tuple(int(row[f"{layer}_{name}"]) for name in CODES) for layer in layers)
 
 
-def part_name() -> str:
-    """A name that no other part has."""
-    return f"part-{uuid.uuid4().hex}.parquet"
+class Part:
+    """The part that this process writes into: written anew with every row that comes, until it is full.
 
+    There is nothing to merge later, nor to delete: each row is in one part from the start, and each part always has
+    the same name. So someone who lists the parts and then reads them finds every row once, at any moment. No other
+    process writes under the name: one that hangs and wakes up cannot undo what its successor wrote.
 
-def write_part(
-    folder: Folder, rows: Sequence[Mapping[str, Any]], layers: Sequence[str], name: str | None = None
-) -> None:
-    """Writes rows as one part of `folder/episodes`, a new one without a name; a reader sees all of it or nothing."""
-    (folder / EPISODES).write(name or part_name(), parquet(rows, schema(layers)))
+    Args:
+        folder: the run's; its `episodes` must be there.
+        layers: whose columns rows have.
+    """
+
+    def __init__(self, folder: Folder, layers: Sequence[str]):
+        self._folder, self._schema = folder / EPISODES, schema(layers)
+        self._begin()
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows, with those that the part holds; a reader sees all of them or none.
+
+        Raises:
+            OSError: they cannot be written; the part is as before, or holds them nevertheless.
+        """
+        table = pa.concat_tables([self._rows, pa.Table.from_pylist(list(rows), schema=self._schema)]).combine_chunks()
+        self._folder.write(self._name, arrow_parquet(table))
+        self._rows = table
+        if len(table) >= ROWS_A_PART:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._name, self._rows = f"part-{uuid.uuid4().hex}.parquet", self._schema.empty_table()
 
 
 def parquet(rows: Sequence[Mapping[str, Any]], columns: pa.Schema) -> bytes:
@@ -123,36 +144,30 @@ def read(folder: str | os.PathLike | Folder) -> pd.DataFrame:
     parts = list(_parts(folder if isinstance(folder, Folder) else Folder(folder)))
     if not parts:
         raise FileNotFoundError(f"{folder} has no rows in {EPISODES}/")
-    return pa.concat_tables(parts).to_pandas().drop_duplicates("episode_id", keep="last", ignore_index=True)
+    whole = pa.concat_tables(parts, promote_options="default")  # columns are joined by name, in whatever order
+    return whole.to_pandas().drop_duplicates("episode_id", keep="last", ignore_index=True)
 
 
-def damaged(folder: Folder) -> list[str]:
-    """Names of the parts, and of the searches' states, that do not hold what they should.
+def part_names(folder: Folder) -> list[str]:
+    """Names of the parts in `folder/episodes`."""
+    return [name for name in (folder / EPISODES).names() if name.startswith("part-") and name.endswith(".parquet")]
+
+
+def read_part(folder: Folder, name: str) -> pa.Table:
+    """What a part holds.
 
     Raises:
-        OSError: the folder cannot be read.
+        ValueError: it is damaged.
     """
-    checks = {f"{EPISODES}/{name}": _read_part for name in _part_names(folder)}
-    checks |= {name: safetensors.torch.load for name in folder.names() if name.endswith(STATE_SUFFIX)}
-    found = []
-    for name, check in checks.items():
-        data = folder.read(name)
+    for left in reversed(range(1 if folder.local else TORN_READS)):
         try:
-            check(data)
-        except (ValueError, OSError, safetensors.SafetensorError):
-            found.append(name)
-    return found
-
-
-def _part_names(folder: Folder) -> list[str]:
-    names = (folder / EPISODES).names()
-    return [name for name in names if name.startswith("part-") and name.endswith(".parquet")]
-
-
-def _read_part(data: bytes) -> pa.Table:
-    return pq.read_table(pa.BufferReader(data))
+            return pq.read_table(pa.BufferReader(folder.read(f"{EPISODES}/{name}")))
+        except (ValueError, OSError) as error:
+            if isinstance(error, FileNotFoundError) or not left:
+                raise
+        time.sleep(TORN_SECONDS)
 
 
 def _parts(folder: Folder) -> Iterable[pa.Table]:
-    for name in _part_names(folder):
-        yield _read_part(folder.read(f"{EPISODES}/{name}"))
+    for name in part_names(folder):
+        yield read_part(folder, name)

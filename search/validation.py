@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 import ray
@@ -10,8 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from approx_env import cost
-from approx_env.evaluator import Configuration, Evaluator
-from approx_env.tap import CODES
+from approx_env.evaluator import Evaluator, Score
 from search import selection, store
 from search.job import Job
 from search.runners import Runners
@@ -42,17 +42,16 @@ def finish(job: Job, handle: ray.actor.ActorHandle) -> None:
         "validation": {"teacher": teacher_accuracy, "student": accuracies[position], "drop_points": drops[position]},
         "test": {"teacher": test_evaluator.teacher_accuracy, "student": test.accuracy, "drop_points": test.drop_points},
     }
-    best = _best_json(job, configurations[position], top[position], measured, within, position)
+    best = _best_json(job, top[position], measured, within, position)
     validated = store.parquet(rows, store.validated_schema(layers))
     patiently(handle, handle.write.remote({store.TOP: validated, store.BEST: as_json(best)}))
-    _closing_table(job, best, test)
+    _closing_table(job, best, test_evaluator.layers, test)
 
 
-def _best_json(job: Job, configuration: Configuration, row: dict, measured: dict, within: bool, rank: int) -> dict:
-    calibrated = job.problem.calibration
+def _best_json(job: Job, row: dict, measured: dict, within: bool, rank: int) -> dict:
     layers = {
-        layer.name: {f"{name}_code": code for name, code in zip(CODES, codes, strict=True)} | {"tmax_code": layer.tmax}
-        for layer, codes in zip(calibrated.layers, configuration, strict=True)
+        layer: {f"{name}_code": row[f"{layer}_{name}"] for name in store.CODE_FIELDS}
+        for layer in job.problem.network.layers
     }
     limit = job.settings.max_acc_drop
     return {
@@ -78,7 +77,8 @@ def _best_json(job: Job, configuration: Configuration, row: dict, measured: dict
     }  # fmt: skip
 
 
-def _closing_table(job: Job, best: dict, test) -> None:
+def _closing_table(job: Job, best: dict, layers: Sequence[str], test: Score) -> None:
+    """Prints what was chosen; `layers` are those of the score's shares."""
     metrics, about = best["metrics"], job.teacher.about
     table = Table("", "validation", "test", box=box.SIMPLE)
     splits = ("validation", "test")
@@ -90,7 +90,7 @@ def _closing_table(job: Job, best: dict, test) -> None:
     console.print(table)
     console.print(f"chosen: {best['selection']['rule']} (rank {best['selection']['rank_by_return']} by return)")
     costs = Table("multiplications by", *cost.KINDS, box=box.SIMPLE)
-    for name, shares in zip((*best["layers"], "all these layers"), (*test.layer_shares, test.shares), strict=True):
+    for name, shares in zip((*layers, "all these layers"), (*test.layer_shares, test.shares), strict=True):
         costs.add_row(name, *(f"{share:.2%}" for share in shares))
     console.print(costs)
     print(f"results in {job.folder}")

@@ -87,7 +87,7 @@ def test_the_run_tells_its_rungs(run):
 
 
 def test_the_report_compares_by_the_largest_rung(run, top):
-    cells = report.row(run.folder).split(" | ")
+    cells = report.row(run.folder)
     assert cells[3] == f"{EPISODES} x 2"
     best = run.rows[run.rows["search_images"] == 128].groupby("seed")["return"].max()
     assert cells[4] == f"{best.mean():.4f} ({best.min():.4f})"

@@ -1,8 +1,12 @@
 """What a run works on, of the digits."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from approx_env import teacher
 from approx_env.errors import InputError
 from search import config, job
 
@@ -78,7 +82,66 @@ def test_damaged_files_are_named(tmp_path):
     with pytest.raises(InputError) as caught:
         job.prepare(config.parse(["--resume", "r", "--results", str(tmp_path)]))
     assert len(caught.value.problems) == 2
-    assert all("is damaged: remove it" in problem for problem in caught.value.problems)
+    assert all(" is damaged or of another run (" in problem for problem in caught.value.problems)
+
+
+def test_a_folder_that_was_renamed_goes_on_as_the_run_that_it_is(tmp_path):
+    made = prepare(tmp_path, "--search-images 8 --run-name r")
+    _begin(made, job.describe(made))
+    (tmp_path / "r").rename(tmp_path / "moved")
+    again = job.prepare(config.parse(["--resume", "moved", "--results", str(tmp_path)]))
+    assert again.name == "r" and again.folder.path == str(tmp_path / "moved")
+
+
+def test_a_run_with_every_option_goes_on_as_it_was_begun(tmp_path):
+    options = (
+        "--run-name r --rungs 8,16 --episodes 6 --seeds 3,1 --lr 0.01 --iteration-episodes 4 --accuracy soft --top 2 "
+        "--kd-temperature 3 --kd-weight 0.5 --at-weight 0 --tmax-percentile 80 --tmax-offset -2 --max-acc-drop 1.5 "
+        "--engine portable --gpus-per-runner 0 --envs-per-runner 2 --num-env-runners 1"
+    )
+    made = prepare(tmp_path, options)
+    _begin(made, job.describe(made))
+    again = job.prepare(config.parse(["--resume", "r", "--results", str(tmp_path), "--num-env-runners", "1"]))
+    assert replace(again.settings, resume=None, run_name="r") == made.settings
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        (tuple("123456789"), "knows 9 classes, and digits has 10 classes: give one"),
+        (tuple("0123456798"), "knows '9' as class 8, and digits has '8' as class 8: give one"),
+        ((*"012345678", "nine"), "knows 'nine' as class 9, and digits has '9' as class 9: give one"),
+    ],
+)
+def test_a_teacher_of_other_classes_is_refused(tmp_path, digits, classes, told):
+    shipped = teacher.read(teacher.path_of("squeezenet", "digits"))
+    network = SimpleNamespace(model="squeezenet", classes=classes)
+    other = replace(shipped, network=network)
+    (problem,) = job._mismatches(config.Settings(search_images=8), digits, other)
+    assert told in problem
+
+
+def test_a_teacher_of_other_images_is_noted(tmp_path, digits):
+    made = prepare(tmp_path, "--search-images 8")
+    about = {name: value for name, value in made.teacher.about.items() if name != "images"}
+    for said, noted in (({}, False), ({"images": digits.digest}, False), ({"images": "another"}, True),
+                        ({"images": "another", "dataset": "cifar10"}, False)):  # fmt: skip
+        other = replace(made, teacher=replace(made.teacher, about=about | said))
+        assert (job.note_on_images(other) is not None) == noted
+
+
+def test_calibrated_layers_are_joined_by_name(tmp_path, monkeypatch):
+    calibrate = job.calibration.calibrate
+
+    def backwards(*arguments, **options):
+        made = calibrate(*arguments, **options)
+        return replace(made, layers=made.layers[::-1])
+
+    right = prepare(tmp_path, "--search-images 8").problem
+    monkeypatch.setattr(job.calibration, "calibrate", backwards)
+    problem = prepare(tmp_path, "--search-images 8").problem
+    assert [layer.name for layer in problem.calibration.layers] == list(problem.network.layers)
+    assert problem.calibration.tmax == right.calibration.tmax
 
 
 def test_more_images_than_the_search_split_has(tmp_path):

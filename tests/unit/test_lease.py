@@ -1,16 +1,18 @@
 """One driver at a time writes a run."""
 
+import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from dataclasses import replace
 
 import pytest
 
 from approx_env.errors import InputError
 from search import lease, store
-from search.storage import Folder
+from search.storage import Folder, as_json
 
 
 @pytest.fixture(autouse=True)
@@ -138,11 +140,50 @@ def test_a_lease_is_not_lost_while_its_storage_is_away(tmp_path):
     assert not lease.lost(folder, lease.me())
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff"])
+WHOLE = {"token": "t", "machine": "m", "host": "h", "process": 2**22, "time": 1.0}
+WRONG = [{"token": 3}, {"machine": None}, {"host": []}, {"process": 0}, {"process": -1}, {"process": 2**80},
+         {"process": "1"}, {"process": True}, {"process": 1.5}, {"time": "now"}, {"time": None}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"\xff", b"null", *(as_json(WHOLE | change) for change in WRONG)]
+)
 def test_a_damaged_lease(folder, content):
     folder.write(lease.FILE, content)
     with pytest.raises(InputError, match=r"lease.json is damaged: remove it"):
         lease.take(folder)
+
+
+def test_a_machine_without_proc_is_told_by_its_name_and_network_card(folder, monkeypatch):
+    with_proc = lease.me().machine
+    monkeypatch.setattr(lease, "BOOT", "/none")
+    first, second = lease.me(), lease.me()
+    assert first.machine == second.machine == f"{socket.gethostname()} {uuid.getnode():x}" != with_proc
+    assert first.token != second.token
+    lease.take(folder)
+    assert folder.read_json(lease.FILE)["machine"] == first.machine
+
+
+def test_a_heart_beats_until_another_driver_has_the_run(folder):
+    mine, other = lease.take(folder), elsewhere()
+    heart = lease.Heart(folder, mine)
+    before = folder.read_json(lease.FILE)["time"]
+    heart.beat()
+    heart.check()
+    assert not heart.lost and folder.read_json(lease.FILE)["time"] > before
+    lease.beat(folder, other)
+    heart.check()
+    assert heart.lost
+    lease.release(folder, other)
+    heart.beat()
+    assert heart.lost and not folder.exists(lease.FILE)
+
+
+def test_without_an_owner_nothing_beats(folder):
+    heart = lease.Heart(folder, None)
+    heart.beat()
+    heart.check()
+    assert not heart.lost and folder.names() == []
 
 
 def test_what_another_has_taken_is_not_given_back(folder):

@@ -1,10 +1,15 @@
-"""How a search is fitted to the cluster that it finds."""
+"""How a search is fitted to the cluster that it finds, and what is left of it when it fails."""
+
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from approx_env.errors import InputError
-from search import run, session
+from search import job, lease, ledger, run, session, store
 from search.config import Settings
+from search.storage import Folder
 
 GPU = {"engine": "portable", "device": "cuda"}
 NODES = {
@@ -54,3 +59,84 @@ def test_a_head_without_cores_cannot_score(monkeypatch):
     nodes(monkeypatch, *NODES)
     with pytest.raises(InputError, match="--num-env-runners 0 works on the cluster's head"):
         run._on_cluster(Settings(address="auto", num_env_runners=0))
+
+
+def job_in(folder: Folder, monkeypatch, earlier: dict | None = None) -> SimpleNamespace:
+    monkeypatch.setattr(job, "describe", lambda job: {"run": "r"})
+    return SimpleNamespace(folder=folder, earlier=earlier, settings=Settings(results="x", search_images=32))
+
+
+def fail_in_a_run(made: SimpleNamespace, rows: bool) -> None:
+    with pytest.raises(InputError, match="out of memory"), run.claimed(made):
+        if rows:
+            (made.folder / store.EPISODES).write("part-1.parquet", b"rows")
+        raise InputError("the GPU is out of memory")
+
+
+def test_bad_input_that_shows_late_costs_no_rows(tmp_path, monkeypatch):
+    made = job_in(Folder(tmp_path / "r"), monkeypatch)
+    fail_in_a_run(made, rows=True)
+    assert (made.folder / store.EPISODES).read("part-1.parquet") == b"rows"
+    assert made.folder.names() == [store.RUN]  # and nobody holds the lease
+
+
+def test_bad_input_leaves_no_folder_without_rows(tmp_path, monkeypatch):
+    fail_in_a_run(job_in(Folder(tmp_path / "r"), monkeypatch), rows=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_went_on_keeps_its_folder(tmp_path, monkeypatch):
+    folder = Folder(tmp_path / "r")
+    (folder / store.EPISODES).create()
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.0)
+    fail_in_a_run(job_in(folder, monkeypatch, earlier={"run": "r"}), rows=False)
+    assert folder.exists(store.RUN)
+
+
+def test_a_folder_that_cannot_be_listed_is_kept(tmp_path, monkeypatch):
+    made = job_in(Folder(tmp_path / "r"), monkeypatch)
+    monkeypatch.setattr(store, "part_names", lambda folder: (_ for _ in ()).throw(OSError("away")))
+    fail_in_a_run(made, rows=True)
+    assert (made.folder / store.EPISODES).exists("part-1.parquet")
+
+
+@pytest.mark.parametrize("damage", ["mkdir", "touch"])
+def test_a_lease_that_is_none_ends_the_run_before_it_begins(tmp_path, monkeypatch, damage):
+    made = job_in(Folder(tmp_path), monkeypatch, earlier={"run": "r"})
+    getattr(tmp_path / lease.FILE, damage)()
+    with pytest.raises(InputError, match="lease.json"), run.claimed(made):
+        raise AssertionError
+    assert (tmp_path / lease.FILE).exists()
+
+
+class Answers:
+    """A sink whose methods answer, or fail, at once."""
+
+    def __init__(self, **answers):
+        for name, answer in answers.items():
+            setattr(self, name, SimpleNamespace(remote=lambda answer=answer: answer))
+
+
+def test_how_many_are_kept_is_told_by_the_sink(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+    info = ledger.RunInfo("r", "m", "d", ("a",), (35,), 32)
+    progress = replace(ledger.Ledger(info, 1).progress("OSError: full"), configurations=7, waiting=2)
+    run._tell_count(Answers(flush=False, progress=progress), job_in(Folder(tmp_path), monkeypatch))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "2 finished configurations could not be written (OSError: full)"
+    assert second == f"7 configurations scored, all kept in {tmp_path}/episodes"
+
+
+def test_without_the_sink_the_folder_tells(tmp_path, monkeypatch, capsys):
+    def dead(answer, timeout):
+        raise ray.exceptions.RayActorError
+
+    monkeypatch.setattr(ray, "get", dead)
+    handle, made = Answers(flush=None, progress=None), job_in(Folder(tmp_path), monkeypatch)
+    rows = [{"search_images": 32}, {"search_images": 64}]
+    monkeypatch.setattr(store, "read_rows", lambda folder: rows)
+    run._tell_count(handle, made)
+    assert capsys.readouterr().out == f"1 configurations scored, all kept in {tmp_path}/episodes\n"
+    monkeypatch.setattr(store, "read_rows", lambda folder: (_ for _ in ()).throw(OSError("away")))
+    run._tell_count(handle, made)
+    assert capsys.readouterr().out == f"{tmp_path}/episodes cannot be read (away)\n"

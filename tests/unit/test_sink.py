@@ -164,14 +164,14 @@ def test_a_restarted_sink_is_rebuilt_from_disk(folder):
 
 def fail_to_write(monkeypatch, times: int) -> None:
     """Makes the next `times` parts fail."""
-    write, left = store.write_part, iter(range(times))
+    write, left = store.Part.write, iter(range(times))
 
     def fails(*arguments):
         if next(left, None) is not None:
             raise OSError("no space left on device")
         return write(*arguments)
 
-    monkeypatch.setattr(store, "write_part", fails)
+    monkeypatch.setattr(store.Part, "write", fails)
 
 
 def test_what_cannot_be_written_waits_for_the_next_attempt_and_is_told(folder, monkeypatch):
@@ -264,14 +264,14 @@ def test_files_are_saved_with_the_next_flush_and_found_again(folder):
 
 def test_a_part_that_was_stored_though_its_writing_failed_is_there_once(folder, monkeypatch):
     """As when the answer of an object store is lost."""
-    write, left = store.write_part, iter(range(1))
+    write, left = store.Part.write, iter(range(1))
 
     def fails_afterwards(*arguments):
         write(*arguments)
         if next(left, None) is not None:
             raise OSError("connection reset")
 
-    monkeypatch.setattr(store, "write_part", fails_afterwards)
+    monkeypatch.setattr(store.Part, "write", fails_afterwards)
 
     async def script(actor):
         answer = asyncio.ensure_future(actor.add(message(0)))

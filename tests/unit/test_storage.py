@@ -1,6 +1,8 @@
 """Folders of results on a disk; object stores are in tests/cluster."""
 
+import itertools
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,31 @@ def test_places(tmp_path, monkeypatch):
     assert Folder(tmp_path).local and Folder(tmp_path.as_uri()).local
 
 
-def test_a_place_that_nobody_knows():
-    with pytest.raises(InputError, match="gopher://x/y is no place for results.*s3://bucket/path"):
-        Folder("gopher://x/y")
+@pytest.mark.parametrize(
+    "place",
+    ["gopher://x/y", "gs://bucket/path", "s3://", "s3:///?region=x", "", "a\0b", "caf\udce9", "s3://bucket/a?x=1"],
+)
+def test_a_place_that_is_none(place):
+    with pytest.raises(InputError, match=r"is no place for results.*s3://bucket/path"):
+        Folder(place)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_comes_in_one_piece(tmp_path):
+    folder, over = Folder(tmp_path), threading.Event()
+    folder.write("file", bytes(2**20))
+
+    def replace():
+        for number in itertools.count():
+            if over.is_set():
+                return
+            folder.write("file", bytes([number % 256]) * (2**20 + number % 256))
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        for _ in range(50):
+            data = folder.read("file")
+            assert data == data[:1] * (2**20 + data[0])
+    finally:
+        over.set()
+        writer.join()

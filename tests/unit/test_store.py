@@ -1,10 +1,12 @@
 """A run's folder: parts, columns, and that people's tools read them."""
 
 import datetime
+import threading
 
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from search import store
@@ -48,8 +50,8 @@ def make_row(episode: int) -> dict:
 def folder(tmp_path):
     """A run of five rows in two parts."""
     (Folder(tmp_path) / store.EPISODES).create()
-    store.write_part(Folder(tmp_path), [make_row(k) for k in range(3)], LAYERS)
-    store.write_part(Folder(tmp_path), [make_row(k) for k in range(3, 5)], LAYERS)
+    for episodes in (range(3), range(3, 5)):
+        store.Part(Folder(tmp_path), LAYERS).write([make_row(k) for k in episodes])
     return tmp_path
 
 
@@ -98,9 +100,80 @@ def test_parts_have_names_of_their_own_and_leave_no_temporary_file(folder):
     assert all(name.startswith("part-") and name.endswith(".parquet") for name in names)
 
 
+def test_a_part_takes_rows_until_it_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_A_PART", 5)
+    (Folder(tmp_path) / store.EPISODES).create()
+    part, sizes = store.Part(Folder(tmp_path), LAYERS), []
+    for episode in range(0, 14, 2):
+        part.write([make_row(episode), make_row(episode + 1)])
+        sizes.append(sorted(pq.read_metadata(path).num_rows for path in (tmp_path / store.EPISODES).iterdir()))
+    assert sizes == [[2], [4], [6], [2, 6], [4, 6], [6, 6], [2, 6, 6]]
+    assert sorted(store.read(tmp_path)["episode"]) == list(range(14))
+
+
+def test_a_run_leaves_few_bytes_a_row(tmp_path):
+    """A part for every flush once took ten times as many."""
+    (Folder(tmp_path) / store.EPISODES).create()
+    part = store.Part(Folder(tmp_path), LAYERS)
+    for first in range(0, 320, 5):
+        part.write([make_row(episode) for episode in range(first, first + 5)])
+    (path,) = (tmp_path / store.EPISODES).iterdir()
+    at_once = store.parquet([make_row(episode) for episode in range(320)], store.schema(LAYERS))
+    assert path.stat().st_size <= 1.1 * len(at_once)
+
+
+READERS = {
+    "pandas": lambda folder: pd.read_parquet(folder / store.EPISODES)["episode"],
+    "pyarrow": lambda folder: pq.read_table(folder / store.EPISODES)["episode"].to_pylist(),
+    "the report": lambda folder: store.read(folder)["episode"],
+    "the sink": lambda folder: [row["episode"] for row in store.read_rows(Folder(folder))],
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_reader_sees_every_row_once_at_any_moment(tmp_path, monkeypatch, name):
+    """While rows are written as fast as they can be, through several parts."""
+    monkeypatch.setattr(store, "ROWS_A_PART", 40)
+    (Folder(tmp_path) / store.EPISODES).create()
+    part, written, enough = store.Part(Folder(tmp_path), LAYERS), 1, threading.Event()
+    part.write([make_row(0)])
+    seen = []
+
+    def read():
+        while not enough.is_set():
+            before = written
+            seen.append((before, sorted(READERS[name](tmp_path))))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        while len(seen) < 25 and reader.is_alive():
+            part.write([make_row(written), make_row(written + 1)])
+            written += 2
+    finally:
+        enough.set()
+        reader.join()
+    assert len(seen) >= 25  # it did not fail
+    for before, episodes in seen:
+        assert episodes == list(range(len(episodes))) and before <= len(episodes)
+
+
+def test_a_torn_object_is_read_again(folder, monkeypatch):
+    """As when it is replaced in an object store between the two questions that reading it takes."""
+    monkeypatch.setattr(store, "TORN_SECONDS", 0.0)
+    monkeypatch.setattr(Folder, "local", False)
+    read, torn = Folder.read, iter(range(2))
+
+    def tear(place, name):
+        return read(place, name)[: 100 if next(torn, None) is not None else None]
+
+    monkeypatch.setattr(Folder, "read", tear)
+    assert len(store.read(folder)) == 5
+
+
 def test_a_part_that_fails_leaves_the_others_as_they_are(folder):
     with pytest.raises(pa.ArrowException):
-        store.write_part(Folder(folder), [make_row(5) | {"seed": "three"}], LAYERS)
+        store.Part(Folder(folder), LAYERS).write([make_row(5) | {"seed": "three"}])
     assert len(store.read_rows(Folder(folder))) == 5
     assert len(list((folder / store.EPISODES).glob("part-*"))) == 2
 
@@ -113,7 +186,7 @@ def test_an_unfinished_part_is_not_read(folder):
 
 
 def test_a_row_that_two_drivers_wrote_is_read_once(folder):
-    store.write_part(Folder(folder), [make_row(3)], LAYERS)
+    store.Part(Folder(folder), LAYERS).write([make_row(3)])
     assert len(store.read_rows(Folder(folder))) == len(store.read(folder)) == 5
     assert list(store.read(folder).index) == list(range(5))
 

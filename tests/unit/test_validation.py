@@ -1,0 +1,131 @@
+"""The end of a run, with a sink, runners and an evaluator that are no actors and score what they are told to."""
+
+import io
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from search import inspection, store, validation
+from search.storage import Folder
+from tests.unit.test_inspection import ABOUT, LAYERS, ROWS
+
+TOP = [ROWS[3], ROWS[2], ROWS[1]]
+SCORES = {4 + 3: (0.70, 20.0), 4 + 2: (0.88, 2.0), 4 + 1: (0.89, 1.0)}  # accuracy and drop by v2 of the first layer
+
+
+class Runners:
+    def __init__(self, problem, count: int, gpus: float):
+        assert (len(problem.labels), count, gpus) == (5, 3, 0.0)
+        self.closed = False
+
+    def evaluate(self, configurations):
+        for codes in configurations:
+            accuracy, drop = SCORES[codes[0][3]]
+            yield {"accuracy": accuracy, "drop_points": drop}
+
+    def teacher_accuracy(self) -> float:
+        return 0.9
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Evaluator:
+    """On the test images; it may be asked but once. It has the layers in another order."""
+
+    asked: list = []
+    layers = LAYERS[::-1]
+    teacher_accuracy = 0.91
+
+    def __init__(self, problem):
+        assert len(problem.labels) == 7
+
+    def evaluate(self, configuration) -> SimpleNamespace:
+        Evaluator.asked.append(configuration)
+        shares = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
+        return SimpleNamespace(accuracy=0.87, drop_points=4.0, layer_shares=shares, shares=shares.mean(0))
+
+
+@pytest.fixture
+def finish(monkeypatch, tmp_path):
+    """Ends a run with so high a drop allowed; gives best.json and the files that were written, in order."""
+    Evaluator.asked = []
+    monkeypatch.setattr(validation, "Runners", Runners)
+    monkeypatch.setattr(validation, "Evaluator", Evaluator)
+    monkeypatch.setattr(validation, "patiently", lambda handle, answer: answer)
+
+    def run(max_acc_drop: float):
+        files = {}
+        handle = SimpleNamespace(
+            top=SimpleNamespace(remote=lambda: TOP), write=SimpleNamespace(remote=lambda given: files.update(given))
+        )
+        job = SimpleNamespace(
+            settings=SimpleNamespace(max_acc_drop=max_acc_drop, runners=4, gpus=0.0),
+            problem=SimpleNamespace(network=SimpleNamespace(model="squeezenet", layers=LAYERS)),
+            held_out={"validation": SimpleNamespace(labels=[0] * 5), "test": SimpleNamespace(labels=[0] * 7)},
+            dataset=SimpleNamespace(name="digits"),
+            teacher=SimpleNamespace(about={"float_accuracy": {"validation": 0.92, "test": 0.93}}),
+            folder=Folder(tmp_path),
+        )
+        validation.finish(job, handle)
+        return json.loads(files[store.BEST]), files
+
+    return run
+
+
+def test_the_most_accurate_one_within_the_drop_is_chosen(finish):
+    best, files = finish(2.0)
+    assert list(files) == [store.TOP, store.BEST]  # best.json last: with it the run is finished
+    assert best["selection"] == {
+        "rule": "highest validation accuracy within a drop of 2 points", "within_max_acc_drop": True,
+        "rank_by_return": 3, "trial": "ppo-seed0", "episode_id": "ppo-seed0-1", "search_return": 0.1,
+    }  # fmt: skip
+    metrics = best["metrics"]
+    assert metrics["validation"] == {"teacher": 0.9, "student": 0.89, "drop_points": 1.0}
+    assert metrics["test"] == {"teacher": 0.91, "student": 0.87, "drop_points": 4.0}
+    assert (metrics["acc_teacher"], metrics["acc_student"], metrics["acc_drop"]) == (0.91, 0.87, 4.0)
+
+
+def test_without_one_within_the_drop_the_most_accurate_of_all_is_chosen(finish):
+    best, _ = finish(0.5)
+    assert not best["selection"]["within_max_acc_drop"] and best["selection"]["episode_id"] == "ppo-seed0-1"
+    assert best["selection"]["rule"] == "highest validation accuracy of all: none lost at most 0.5 points"
+
+
+def test_test_images_are_read_for_the_chosen_one_alone(finish):
+    finish(2.0)
+    assert Evaluator.asked == [store.codes_of(ROWS[1], LAYERS)]
+
+
+def test_codes_of_best_json_are_those_of_the_row_by_name(finish):
+    best, _ = finish(2.0)
+    assert best["layers"] == {
+        "conv1": {"t1_code": 1, "v1_code": 2, "t2_code": 3, "v2_code": 5, "tmax_code": 35},
+        "fire2": {"t1_code": 1, "v1_code": 2, "t2_code": 3, "v2_code": 5, "tmax_code": 255},
+    }
+
+
+def test_shares_are_shown_beside_the_layer_that_they_are_of(finish, capsys):
+    finish(2.0)
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "fire2 10.00% 20.00% 30.00% 40.00%" in said and "conv1 40.00% 30.00% 20.00% 10.00%" in said
+    assert said.index("scoring the best 3 on 5 validation images") == 0 and said[-1].startswith("results in ")
+
+
+def test_the_top_has_what_validation_measured(finish):
+    _, files = finish(2.0)
+    rows = pq.read_table(io.BytesIO(files[store.TOP])).to_pylist()
+    assert [(row["episode_id"], row["validation_accuracy"], row["validation_drop_points"]) for row in rows] == [
+        ("ppo-seed0-3", 0.70, 20.0), ("ppo-seed0-2", 0.88, 2.0), ("ppo-seed0-1", 0.89, 1.0)
+    ]  # fmt: skip
+
+
+def test_what_is_written_passes_inspection(finish, tmp_path):
+    _, files = finish(2.0)
+    for name, data in files.items():
+        Folder(tmp_path).write(name, data)
+    inspection.check_top(Folder(tmp_path), ABOUT)
+    assert inspection.best_json(Folder(tmp_path), ABOUT)["model"] == "squeezenet"
