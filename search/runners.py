@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -51,13 +52,16 @@ class Losses:
 def raised(error: Exception) -> Exception | None:
     """What scoring itself raised, if that is the reason of `error`; None if a process, a node or an object was lost."""
     cause = error
-    if getattr(cause, "actor_init_failed", False):  # Ray keeps what the constructor raised as the first argument
-        cause = cause.args[0] if cause.args else cause
+    if getattr(error, "actor_init_failed", False) and error.args:  # Ray keeps what a constructor raised
+        cause = error.args[0]
     if isinstance(cause, ray.exceptions.RayTaskError):
         cause = cause.cause
-    if isinstance(cause, InputError):
+    if isinstance(cause, InputError | ScoringFailed):
         return cause
-    return None if isinstance(cause, ray.exceptions.RayError) else ScoringFailed(str(error))
+    if isinstance(cause, ray.exceptions.RayError):
+        return None
+    told = str(error) if isinstance(error, ray.exceptions.RayError) else "".join(traceback.format_exception(error))
+    return ScoringFailed(f"the search raised an exception:\n{told}")
 
 
 class Scorer:

@@ -8,10 +8,9 @@ from typing import Any
 import ray
 from ray import tune
 
-from approx_env.errors import InputError
 from approx_env.evaluator import Configuration
 from search import algorithms, sink
-from search.runners import Runners, Scorer, ScoringFailed
+from search.runners import Runners, Scorer, ScoringFailed, raised
 
 EVALUATIONS_A_STEP = 8  # by each runner, between two reports to Tune
 FAILURE = "failure"  # of a trial's last result: the exception that ended it, to be raised in the driver
@@ -26,6 +25,18 @@ def resources(runners: int, gpus: float) -> tune.PlacementGroupFactory:
     runner = {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
     bundles = [sink.ON_HEAD] + [runner] * runners if runners else [runner | sink.ON_HEAD]
     return tune.PlacementGroupFactory(bundles, strategy="SPREAD")
+
+
+def ended_by(error: Exception) -> dict[str, Any]:
+    """The last result of a trial that an error ended. Tune would start a trial that raises it again.
+
+    Raises:
+        Exception: the error itself, if another attempt may help: a process, a node or an object was lost.
+    """
+    reason = raised(error)
+    if reason is None:
+        raise error
+    return {"done": True, FAILURE: reason}
 
 
 class AskTellSearch(tune.Trainable):
@@ -58,8 +69,8 @@ class AskTellSearch(tune.Trainable):
     def step(self) -> dict[str, Any]:
         try:
             self._ask_and_tell()
-        except (InputError, ScoringFailed) as error:  # Tune would try again
-            return {"done": True, FAILURE: error}
+        except Exception as error:
+            return ended_by(error)
         return sink.tune_metrics(self.config["run"], self._trial, self.config["budget"])
 
     def _ask_and_tell(self) -> None:

@@ -28,8 +28,6 @@ from approx_env.evaluator import Configuration
 
 Score = Mapping[str, Any]  # 'return', 'accuracy', 'soft_accuracy', 'drop_points', 'kd', 'at', each a float
 
-NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
-
 
 class AskTell(Protocol):
     """Proposes configurations, and learns from their scores.
@@ -49,6 +47,14 @@ class AskTell(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from a `state()` of a search over the same calibration."""
+
+
+def names() -> tuple[str, ...]:
+    """Names of the algorithms that this folder holds, sorted."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+NAMES = names()
 
 
 def find(name: str) -> ModuleType:

@@ -29,7 +29,6 @@ from ray.rllib.utils.metrics import (
 )
 
 from approx_env.calibration import Calibration
-from approx_env.errors import InputError
 from search import sink, store, trainable
 from search.algorithms.ppo import Options, episodes
 from search.algorithms.ppo.episodes import Part
@@ -80,8 +79,8 @@ class TapPPO(PPO):
     def step(self):
         try:
             result = super().step()
-        except (InputError, ScoringFailed) as error:  # Tune would try again
-            return {"done": True, trainable.FAILURE: error}
+        except Exception as error:
+            return trainable.ended_by(error)
         return result | sink.tune_metrics(self._run, self._trial, self._budget)
 
     def training_step(self) -> None:
