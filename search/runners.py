@@ -36,17 +36,15 @@ class Losses:
         self._in_a_row = 0
 
     def lost(self, why: object = "") -> None:
-        """A process is lost.
+        """A process is lost; `why`, if that is known, is told when this gives up.
 
         Raises:
             ScoringFailed: this happened too often since one last finished some work.
         """
         self._in_a_row += 1
         if self._in_a_row > self._most:
-            raise ScoringFailed(
-                f"scoring processes were lost {self._in_a_row} times in a row, and none finished its work; "
-                f"see Ray's logs, and whether memory suffices {why}".rstrip()
-            )
+            text = f"scoring processes were lost {self._in_a_row} times in a row, and none finished its work"
+            raise ScoringFailed(f"{text}: look into Ray's logs, and whether memory suffices. {why}".rstrip())
 
 
 def raised(error: Exception) -> Exception | None:
@@ -160,7 +158,7 @@ class Runners:
         """Puts a new runner into the place of one that failed with `error`, unless that would not help."""
         if reason := raised(error):
             raise reason from error
-        self._losses.lost(f"({error})")
+        self._losses.lost(error)
         ray.kill(self._actors[place])  # perhaps it is only out of reach
         self._actors[place] = self._runner.remote(self._shared)
 

@@ -103,7 +103,7 @@ def test_losses_in_a_row_are_counted_and_work_begins_the_count_anew(monkeypatch)
     for _ in range(4):
         losses.lost()
     with pytest.raises(ScoringFailed, match="lost 5 times in a row.*out of memory"):
-        losses.lost("(out of memory)")
+        losses.lost("out of memory")
 
 
 def test_what_was_raised_is_told_from_what_was_lost():

@@ -156,11 +156,12 @@ class TapPPO(PPO):
                 losses.lost()
             if len(healthy) < self.config.num_env_runners and time.monotonic() - probed > PROBE_SECONDS:
                 self.restore_env_runners(group)
-                self._check_that_some_may_come_back()
+                if not group.healthy_env_runner_ids():
+                    self._check_that_one_may_come_back()
                 probed = time.monotonic()
         return parts
 
-    def _check_that_some_may_come_back(self) -> None:
+    def _check_that_one_may_come_back(self) -> None:
         """Raises ScoringFailed, or what their constructor raised, if every env runner is dead for good."""
         answers = self.env_runner_group._worker_manager.foreach_actor(
             "ping", healthy_only=False, timeout_seconds=self.config.env_runner_health_probe_timeout_s
