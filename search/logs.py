@@ -37,7 +37,7 @@ def kept(temporary: Path, folder: Folder) -> Iterator[None]:
 def _keep(temporary: Path, folder: Folder) -> str:
     found = [path for path in sorted(temporary.glob(PATTERN)) if not path.is_symlink() and path.stat().st_size]
     if not found:
-        return "Ray's logs are on the nodes of its cluster, in /tmp/ray/session_latest/logs unless they were put elsewhere"
+        return "Ray's logs are on its cluster's nodes, in /tmp/ray/session_latest/logs unless they were put elsewhere"
     try:
         with suppress(FileExistsError):
             folder.create()

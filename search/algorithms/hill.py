@@ -1,8 +1,8 @@
 """Hill climbing from quintile: a few codes move a little, and a move that is not worse stays.
 
-Configurations come in generations of a fixed size. All of a generation are moved from the best configuration so far, and
-that one changes when the whole generation is told. So the size decides what is searched, and the number of runners does
-not; runners beyond the size have no work. The first generation begins with quintile itself.
+Configurations come in generations of a fixed size. All of a generation are moved from the best configuration so far,
+and that one changes when the whole generation is told. So the size decides what is searched, and the number of runners
+does not; runners beyond the size have no work. The first generation begins with quintile itself.
 """
 
 from __future__ import annotations

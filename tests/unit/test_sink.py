@@ -113,7 +113,8 @@ def test_an_episode_is_written_once_however_often_it_is_sent(folder):
 def test_a_trial_s_scores_are_those_of_its_own_rows_on_disk_of_the_first_rung(folder):
     async def script(actor):
         other, higher = message(0, value=0.1, trial="random-seed1"), message(0, value=0.2) | {"search_images": 64}
-        await send(actor, message(0, value=0.7), message(1, value=0.8), other, higher | {"episode_id": "random-seed0-0@64"})
+        higher["episode_id"] += "@64"
+        await send(actor, message(0, value=0.7), message(1, value=0.8), other, higher)
         waiting = asyncio.ensure_future(actor.add(message(2)))
         await asyncio.sleep(0)
         scores = await actor.scores("random-seed0")

@@ -222,7 +222,14 @@ def _set_state(learner, state: dict[str, torch.Tensor]) -> None:
 
 
 def configure(
-    calibration: Calibration, options: Options, *, run: str, seed: Any, budget: int, num_env_runners: int, gpus: float = 0
+    calibration: Calibration,
+    options: Options,
+    *,
+    run: str,
+    seed: Any,
+    budget: int,
+    num_env_runners: int,
+    gpus: float = 0,
 ) -> PPOConfig:
     """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
 
