@@ -1,7 +1,7 @@
 """What every registered algorithm promises. A new one is tested by being there."""
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from types import SimpleNamespace
 
 import numpy as np
