@@ -24,7 +24,8 @@ from approx_env import env
 from approx_env.calibration import Calibration
 from approx_env.evaluator import Score
 from benchmarks import record
-from search import ppo, sink, store
+from search import sink, store
+from search.algorithms.ppo import Options, learner
 from search.session import session
 from search.storage import Folder
 
@@ -85,9 +86,9 @@ def _search(results: Folder, problem, runners: int, episodes: int) -> list[dict[
     (results / name / store.EPISODES).create()
     info = sink.RunInfo(name, "squeezenet", "none", problem.network.layers, problem.calibration.tmax, 1)
     handle = sink.start(results / name, info, problem, 30)
-    config = ppo.configure(
-        name, 0, ITERATIONS * episodes, 1e-3, processes, problem.calibration,
-        envs_per_runner=runners // processes, iteration_episodes=episodes,
+    config = learner.configure(
+        problem.calibration, Options(iteration_episodes=episodes, envs_per_runner=runners // processes),
+        run=name, seed=0, budget=ITERATIONS * episodes, num_env_runners=processes,
     )  # fmt: skip
     calibration = problem.calibration
     tune.register_env("sleeping", lambda given: env.TapVectorEnv(given["num_envs"], Sleeper(calibration)))

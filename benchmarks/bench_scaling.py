@@ -32,9 +32,10 @@ import ray
 from benchmarks import bare_actor, record, search_job, trace
 from benchmarks.search_job import SearchJob
 from search import store
-from search.ppo import EPISODES_AN_ITERATION
+from search.algorithms import ppo
 from search.session import session
 
+EPISODES_AN_ITERATION = ppo.Options.iteration_episodes
 RUNNERS = (1, 2)
 PAIRS, ITERATIONS, IMAGES = 3, 3, 1024
 QUICK_PAIRS, QUICK_ITERATIONS, QUICK_IMAGES = 1, 2, 256

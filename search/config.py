@@ -11,8 +11,10 @@ from typing import Any
 
 from approx_env import data, engines, models, options
 from approx_env.options import integer, number, option
+from search import algorithms
+from search.algorithms import ppo
 
-ALGORITHMS = ("ppo", "random", "quintile")
+ALGORITHMS = algorithms.NAMES
 ACCURACIES = ("hard", "soft")
 DEFAULT_SEARCH_IMAGES = 1024
 
@@ -60,8 +62,10 @@ class Settings:
     )
     calib_batches: int = integer(16, "batches of calibration images", 1)
     batch_size: int = integer(32, "images in a calibration batch", 1)
-    lr: float = number(1e-3, "PPO's learning rate", above=0, high=1)
-    iteration_episodes: int = integer(32, "episodes that PPO learns from at a time; no more runners than these work", 1)
+    lr: float = number(ppo.Options.lr, "PPO's learning rate", above=0, high=1)
+    iteration_episodes: int = integer(
+        ppo.Options.iteration_episodes, "episodes that PPO learns from at a time; no more runners than these work", 1
+    )
     accuracy: str = option("hard", "accuracy that the return rewards", choices=ACCURACIES)
     kd_temperature: float = number(2.0, "temperature of the KD loss, logits", above=0, high=1000)
     kd_weight: float = number(1.0, "weight of the KD loss in the return", low=0, high=1e6)
@@ -75,7 +79,9 @@ class Settings:
         "processes that score, a core each; 0: in the search's own (default: one a core; at most 8 on one machine)",
         0,
     )
-    envs_per_runner: int = integer(1, "configurations that a runner takes through the network in lockstep (PPO)", 1)
+    envs_per_runner: int = integer(
+        ppo.Options.envs_per_runner, "configurations that a runner takes through the network in lockstep (PPO)", 1
+    )
     engine: str = option("vector", "what runs the network: vector (x86 CPUs) or portable", choices=engines.ENGINES)
     device: str = option("cpu", "device of the portable engine, as torch names it", metavar="DEVICE")
     gpus_per_runner: float | None = number(

@@ -13,7 +13,7 @@ import torch
 from approx_env import cost
 from approx_env.errors import InputError, exit_status
 from approx_env.network import pool_first
-from search import config, lease, store
+from search import config, lease, logs, store
 from search.job import Job, claim, differences, note_on_images, prepare
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
@@ -53,7 +53,7 @@ def search(job: Job) -> None:
     with session(job.settings.address) as scratch:
         job = replace(job, settings=_on_cluster(job.settings))
         settings, problem = job.settings, job.problem
-        with claimed(job) as owner:
+        with claimed(job) as owner, logs.kept(scratch.parent, job.folder):
             if settings.address != "local":
                 check_shared(job.folder, lease.FILE)
             info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,

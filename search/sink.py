@@ -92,6 +92,13 @@ class _Sink:
         await asyncio.shield(self._ready)
         return self._ledger.written(names)
 
+    async def scores(self, trial: str) -> dict[str, dict[str, Any]]:
+        """What the configurations that a trial proposed have scored, by `episode_id`: their rows on disk."""
+        await asyncio.shield(self._ready)
+        rows = await self._read()
+        own = [row for row in rows if row["trial"] == trial and row["search_images"] == self._ledger.info.search_images]
+        return {row["episode_id"]: row for row in own}
+
     async def flush(self) -> bool:
         """Writes what is waiting, now; returns whether that worked. What could not be written goes on waiting."""
         await asyncio.shield(self._ready)

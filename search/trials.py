@@ -6,6 +6,7 @@ import _thread
 import logging
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 
-from search import ppo, sink
-from search.baselines import BaselineSearch
+from search import algorithms, sink
 from search.job import Job
+from search.trainable import FAILURE, AskTellSearch
 
 REFRESH_SECONDS = {True: 1.0, False: 15.0}  # by whether the live line goes to a terminal
 TRIAL_RESTARTS = 3
@@ -116,30 +117,27 @@ def run(job: Job, scratch: Path, handle: ray.actor.ActorHandle) -> None:
         scratch: a folder of this machine for Tune's own records, which nothing reads.
 
     Raises:
-        RuntimeError: a search failed.
+        InputError, ScoringFailed: scoring raised it, or its processes died again and again.
+        RuntimeError: a search failed otherwise.
     """
-    settings, problem = job.settings, job.problem
+    settings = job.settings
     done = ray.get(handle.progress.remote()).trials
     seeds = [
         seed for seed in settings.seeds if done.get(sink.trial_name(settings.algorithm, seed), 0) < settings.budget
     ]
     if not seeds:
         return
-    grid = tune.grid_search(seeds)
-    if settings.algorithm == "ppo":
-        trainable = ppo.TapPPO
-        space = ppo.configure(job.name, grid, settings.budget, settings.lr, settings.runners, problem.calibration,
-                              settings.envs_per_runner, settings.gpus, settings.iteration_episodes)  # fmt: skip
-    else:
-        trainable = BaselineSearch
-        space = {"run": job.name, "algorithm": settings.algorithm, "seed": grid, "budget": settings.budget,
-                 "num_env_runners": settings.runners, "gpus": settings.gpus}  # fmt: skip
+    trainable, space = _trainable(job, tune.grid_search(seeds))
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial that goes on is no error, and others are raised
+
+    def named(trial) -> str:
+        return sink.trial_name(settings.algorithm, trial.config["seed"])
+
     with LiveLine(handle, settings.budget * len(settings.seeds), settings.search_images):
         results = tune.Tuner(
             trainable,
             param_space=space,
-            tune_config=TuneConfig(trial_name_creator=_trial_name, trial_dirname_creator=_trial_name),
+            tune_config=TuneConfig(trial_name_creator=named, trial_dirname_creator=named),
             run_config=RunConfig(
                 name="tune",
                 storage_path=str(scratch),
@@ -151,8 +149,18 @@ def run(job: Job, scratch: Path, handle: ray.actor.ActorHandle) -> None:
         ).fit()
     if results.errors:
         raise RuntimeError(f"a search failed: {results.errors[0]}")
+    for result in results:
+        if failure := result.metrics.get(FAILURE):
+            raise failure
 
 
-def _trial_name(trial) -> str:
-    algorithm = trial.config.get("algorithm", "ppo") if trial.trainable_name == BaselineSearch.__name__ else "ppo"
-    return sink.trial_name(algorithm, trial.config["seed"])
+def _trainable(job: Job, seeds: dict) -> tuple[type, Any]:
+    """What Tune runs for each of the seeds, and its configuration."""
+    settings = job.settings
+    algorithm = algorithms.find(settings.algorithm)
+    options = algorithms.options(algorithm, settings)
+    where = {"run": job.name, "seed": seeds, "budget": settings.budget, "num_env_runners": settings.runners,
+             "gpus": settings.gpus}  # fmt: skip
+    if hasattr(algorithm, "trial"):
+        return algorithm.trial(job.problem.calibration, options, **where)
+    return AskTellSearch, where | {"algorithm": settings.algorithm, "options": asdict(options)}

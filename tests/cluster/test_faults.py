@@ -64,7 +64,7 @@ def test_processes_of_ppo_that_are_killed(undisturbed):
 def test_processes_of_a_baseline_that_are_killed(undisturbed):
     """A scoring process, the search itself, and a scoring process of the validation."""
     running = Command(*RANDOM.split())
-    for victim in ("ray::Runner", "ray::BaselineSearch"):
+    for victim in ("ray::Runner", "ray::AskTellSearch"):
         running.wait_for_rows(running.written() + 1)
         running.kill(victim)
     running.wait_until(lambda: "validation images" in running.output)

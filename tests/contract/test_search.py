@@ -1,6 +1,7 @@
 """What every search algorithm must leave behind, through the real command."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +11,17 @@ import pytest
 from approx_env import calibration, data, env, tap, teacher
 from approx_env.evaluator import Evaluator, Problem, Reward
 from search import store
+from search.storage import Folder
 from tests import command
-from tests.command import EPISODES, PPO_ALEXNET, SEARCH_IMAGES, Run
+from tests.command import EPISODES, PPO_ALEXNET, SEARCH_IMAGES, Command, Run
+from tests.contract import broken
 
 ITERATION = 4  # episodes that PPO learns from at a time
 SQUEEZENET = "--layers squeezenet --num-env-runners 1 --algorithm "
 ARGUMENTS = {
     "ppo": SQUEEZENET + f"ppo --episodes {EPISODES} --iteration-episodes {ITERATION}",
     "random": SQUEEZENET + f"random --episodes {EPISODES}",
+    "hill": SQUEEZENET + f"hill --episodes {EPISODES}",
     "quintile": SQUEEZENET + "quintile",
 }
 LAYERS = ("conv1", "fire2", "fire3", "fire4", "fire5", "fire6", "fire7", "fire8", "fire9")
@@ -152,6 +156,33 @@ def test_ppo_draws_with_what_it_has_learnt():
     )
     assert learnt[:ITERATION].equals(not_learnt[:ITERATION])
     assert not learnt[ITERATION:].equals(not_learnt[ITERATION:])
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "random"])
+def test_an_exception_in_scoring_is_said_and_ray_s_logs_are_kept(algorithm):
+    """It is said once, with its text; nobody tries again."""
+    arguments = f"{ARGUMENTS[algorithm]} --search-images {SEARCH_IMAGES}".split()
+    ended = Command(*arguments, environment=broken.ENVIRONMENT).finish()
+    assert ended.status == 1
+    assert "ZeroDivisionError: a bug in the evaluator" in ended.errors and "broken.py" in ended.errors
+    assert "lost" not in ended.errors and "died" not in ended.output
+    assert f"Ray's logs are kept in {ended.folder}/logs" in ended.errors
+    assert any((ended.folder / "logs").iterdir())
+    assert ended.processes == () and ended.temporary == ()
+
+
+def test_a_search_that_learns_goes_on_from_its_rows(tmp_path):
+    whole = command.run(ARGUMENTS["hill"])
+    shutil.copytree(whole.folder, tmp_path / "r")
+    (tmp_path / "r/best.json").unlink()
+    folder = Folder(tmp_path / "r")
+    rows = [row for row in store.read_rows(folder) if row["episode"] != 2 and row["episode"] < 9]
+    for name in (folder / store.EPISODES).names():
+        (folder / store.EPISODES).remove(name)
+    store.write_part(folder, rows, LAYERS)
+    resumed = Command("--resume", "r", results=tmp_path).finish()
+    assert resumed.status == 0, resumed.errors
+    same_rows(whole, resumed)
 
 
 def same_rows(*runs: Run) -> None:

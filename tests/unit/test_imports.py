@@ -25,6 +25,6 @@ def test_approx_env_imports_neither_ray_nor_search(path):
 
 def test_an_env_runner_loads_no_library_that_it_does_not_need():
     """torchvision and scikit-learn, which only reading a dataset takes, are 110 MB in each process."""
-    loaded = "import sys, search.ppo; print(*{'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    loaded = "import sys, search.algorithms.ppo.learner; print(*{'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr

@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import nn
 
 from approx_env import tap
-from search.policy import CodeDistribution, CodePolicy
+from search.algorithms.ppo.policy import LAYER, CodeDistribution, CodePolicy
 
 TMAX = (15, 16, 35, 110, 255)
 START = [tap.quintile(tmax) for tmax in TMAX]
@@ -22,10 +22,17 @@ SPACES = {
 }
 
 
-def build(seed: int = 0, shake: float = 0.0, **known) -> CodePolicy:
+def build(seed: int = 0, shake: float = 0.0) -> CodePolicy:
     """A fresh policy; `shake` is the size of the noise that is put onto its weights, as after much training."""
     torch.manual_seed(seed)
-    config = {"tmax": list(TMAX), "start": [list(codes) for codes in START], "hidden": 32} | known
+    numbers = torch.rand((len(TMAX), 3), generator=torch.Generator().manual_seed(7))
+    depth = torch.arange(len(TMAX)) / (len(TMAX) - 1)
+    config = {
+        "tmax": list(TMAX),
+        "start": [list(codes) for codes in START],
+        "observations": torch.cat([depth[:, None], numbers], 1).tolist(),
+        "hidden": 32,
+    }
     module = RLModuleSpec(module_class=CodePolicy, model_config=config, **SPACES).build()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -38,141 +45,114 @@ def policy(request) -> CodePolicy:
     return build(shake=request.param)
 
 
-def observe(layers: list[int]) -> dict[str, torch.Tensor]:
-    """A batch of observations, one for each of `layers`, with made-up histogram numbers."""
-    depth = torch.tensor(layers) / (len(TMAX) - 1)
-    numbers = torch.rand((len(layers), 3), generator=torch.Generator().manual_seed(7))
-    return {Columns.OBS: torch.cat([depth[:, None], numbers], 1)}
+def numbers(episodes: int, seed: int = 0) -> torch.Tensor:
+    """What episodes are drawn with: `(layers, episodes, 4)`."""
+    return torch.rand((len(TMAX), episodes, 4), generator=torch.Generator().manual_seed(seed))
 
 
-def everywhere(count: int) -> list[int]:
-    return [k % len(TMAX) for k in range(count)]
+def learn_from(policy: CodePolicy, drawn: dict) -> dict[str, torch.Tensor]:
+    """The batch that PPO learns from: one row for each step of the drawn episodes."""
+    observations = policy.observations.unsqueeze(1).expand(*drawn[LAYER].shape, -1)
+    return {Columns.OBS: observations.flatten(0, 1)} | {name: value.flatten(0, 1) for name, value in drawn.items()}
 
 
-def explore(policy: CodePolicy, batch: dict, seed: int = 0) -> dict:
-    torch.manual_seed(seed)
-    return policy.forward_exploration(batch)
+def at(policy: CodePolicy, layer: int, count: int) -> dict[str, torch.Tensor]:
+    """A batch that sees the same layer `count` times."""
+    return {Columns.OBS: policy.observations[layer].expand(count, -1), LAYER: torch.full((count,), layer)}
 
 
-def distribution(policy: CodePolicy, batch: dict, actions: torch.Tensor) -> CodeDistribution:
+def distribution(policy: CodePolicy, batch: dict) -> CodeDistribution:
     """The distribution that PPO's loss sees."""
-    out = policy.forward_train(batch | {Columns.ACTIONS: actions})
+    out = policy.forward_train(batch)
     return policy.get_train_action_dist_cls().from_logits(out[Columns.ACTION_DIST_INPUTS])
 
 
-def test_2000_drawn_actions_are_valid_for_their_layer(policy):
-    layers = everywhere(2000)
-    actions = explore(policy, observe(layers))[Columns.ACTIONS]
-    assert actions.shape == (2000, 4)
-    invalid = [tap.problems(codes, TMAX[layer]) for codes, layer in zip(actions.tolist(), layers, strict=True)]
-    assert not any(invalid)
+def invalid(actions: torch.Tensor) -> list[str]:
+    """What is wrong with actions `(layers, episodes, 4)`."""
+    return [
+        problem
+        for tmax, layer in zip(TMAX, actions.tolist(), strict=True)
+        for codes in layer
+        for problem in tap.problems(codes, tmax)
+    ]
 
 
-def test_the_most_probable_actions_are_valid(policy):
-    layers = everywhere(10)
-    actions = policy.forward_inference(observe(layers))[Columns.ACTIONS]
-    assert not any(tap.problems(codes, TMAX[layer]) for codes, layer in zip(actions.tolist(), layers, strict=True))
+def test_the_actions_of_500_drawn_episodes_are_valid_for_their_layers(policy):
+    drawn = policy.draw(numbers(500))
+    assert drawn[Columns.ACTIONS].shape == (len(TMAX), 500, 4)
+    assert drawn[LAYER].tolist() == [[layer] * 500 for layer in range(len(TMAX))]
+    assert invalid(drawn[Columns.ACTIONS]) == []
 
 
 def test_the_probability_ratio_is_exactly_1_on_unchanged_weights(policy):
-    batch = observe(everywhere(2000))
-    out = explore(policy, batch)
-    again = distribution(policy, batch, out[Columns.ACTIONS]).logp(out[Columns.ACTIONS])
-    assert torch.equal(again, out[Columns.ACTION_LOGP])
-    assert torch.equal(torch.exp(again - out[Columns.ACTION_LOGP]), torch.ones(2000))
+    drawn = policy.draw(numbers(400))
+    batch = learn_from(policy, drawn)
+    again = distribution(policy, batch).logp(batch[Columns.ACTIONS])
+    assert torch.equal(again, batch[Columns.ACTION_LOGP])
+    assert torch.equal(torch.exp(again - batch[Columns.ACTION_LOGP]), torch.ones(2000))
 
 
-def test_the_ratio_is_1_when_steps_were_drawn_one_by_one_and_are_learnt_from_together(policy):
+def test_the_ratio_is_1_when_episodes_were_drawn_one_by_one_and_are_learnt_from_together(policy):
     """Other batch sizes round differently, by no more than float32 does."""
-    layers = everywhere(50)
-    batch = observe(layers)
-    single = [explore(policy, {Columns.OBS: row[None]}, seed) for seed, row in enumerate(batch[Columns.OBS])]
-    actions = torch.cat([out[Columns.ACTIONS] for out in single])
-    then = torch.cat([out[Columns.ACTION_LOGP] for out in single])
-    now = distribution(policy, batch, actions.to(torch.int32)).logp(actions.to(torch.int32))
-    torch.testing.assert_close(now, then, rtol=1e-4, atol=1e-4)
+    uniforms = numbers(10)
+    single = [policy.draw(uniforms[:, k : k + 1]) for k in range(10)]
+    batch = learn_from(policy, {name: torch.cat([one[name] for one in single], 1) for name in single[0]})
+    batch[Columns.ACTIONS] = batch[Columns.ACTIONS].to(torch.int32)
+    now = distribution(policy, batch).logp(batch[Columns.ACTIONS])
+    torch.testing.assert_close(now, batch[Columns.ACTION_LOGP], rtol=1e-4, atol=1e-4)
 
 
 def test_probabilities_sum_to_1_over_all_valid_quadruples(policy):
     actions = torch.tensor(list(itertools.combinations(range(1, TMAX[0] + 1), 4)))  # ascending: (t1, v1, t2, v2)
     assert len(actions) == math.comb(15, 4) == 1365
-    batch = {Columns.OBS: observe([0])[Columns.OBS].expand(1365, -1)}
-    logp = distribution(policy, batch, actions).logp(actions)
+    logp = distribution(policy, at(policy, 0, 1365) | {Columns.ACTIONS: actions}).logp(actions)
     assert logp.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
 
 
 def test_what_is_drawn_follows_the_probabilities():
     """The share of each t1 among many draws is the probability that the first draw gives it."""
-    policy, count = build(shake=0.3), 20_000
-    batch = {Columns.OBS: observe([0])[Columns.OBS].expand(count, -1)}
-    out = explore(policy, batch)
-    drawn = torch.bincount(out[Columns.ACTIONS][:, 0], minlength=256) / count
-    expected = torch.softmax(out[Columns.ACTION_DIST_INPUTS][0, :256], -1)
-    assert (drawn - expected).abs().max() < 5 * math.sqrt(0.25 / count)
+    policy, count = build(shake=0.3), 4000
+    drawn = policy.draw(numbers(count))
+    shares = torch.bincount(drawn[Columns.ACTIONS][0, :, 0], minlength=256) / count
+    expected = torch.softmax(drawn[Columns.ACTION_DIST_INPUTS][0, 0, :256], -1)
+    assert (shares - expected).abs().max() < 5 * math.sqrt(0.25 / count)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_fresh_policy_prefers_the_start_configuration(seed):
-    actions = build(seed).forward_inference(observe([0, 1, 2, 3, 4]))[Columns.ACTIONS]
+def test_the_median_of_a_fresh_policy_is_the_start_configuration(seed):
+    actions = build(seed).draw(torch.full((len(TMAX), 1, 4), 0.5))[Columns.ACTIONS][:, 0]
     assert (actions - torch.tensor(START)).abs().max() <= 2
 
 
-def test_draws_follow_the_seed():
-    policy, batch = build(), observe(everywhere(100))
-    first, other, second = (explore(policy, batch, seed)[Columns.ACTIONS] for seed in (1, 2, 1))
-    assert torch.equal(first, second)
-    assert not torch.equal(first, other)
-    assert not torch.equal(policy.forward_exploration(batch)[Columns.ACTIONS], first)  # the stream goes on
-
-
-def run_episodes(policy: CodePolicy, known: torch.Tensor, uniforms: torch.Tensor) -> list[dict]:
-    """Steps of episodes in lockstep; `uniforms` are what each draws with, (layers, episodes, 4)."""
-    policy.uniforms = uniforms
-    return [policy.forward_exploration({Columns.OBS: row.expand(uniforms.shape[1], -1)}) for row in known]
-
-
 def test_an_episode_draws_with_its_own_numbers_alone():
-    """With known observations one draw serves all layers; alone or in lockstep, an episode is the same."""
-    known = observe(list(range(len(TMAX))))[Columns.OBS]
-    policy = build(shake=0.3, observations=known.tolist())
-    uniforms = torch.rand((len(TMAX), 3, 4), generator=torch.Generator().manual_seed(0))
+    """Alone or in lockstep it is the same, and torch's global stream is left as it was."""
+    policy, uniforms = build(shake=0.3), numbers(3)
     before = torch.random.get_rng_state()
-    together = run_episodes(policy, known, uniforms)
-    for row, step, tmax in zip(known, together, TMAX, strict=True):
-        assert not any(tap.problems(codes, tmax) for codes in step[Columns.ACTIONS].tolist())
-        now = distribution(policy, {Columns.OBS: row.expand(3, -1)}, step[Columns.ACTIONS])
-        torch.testing.assert_close(now.logp(step[Columns.ACTIONS]), step[Columns.ACTION_LOGP], rtol=1e-4, atol=1e-4)
-    actions = torch.stack([step[Columns.ACTIONS] for step in together])
+    actions = policy.draw(uniforms)[Columns.ACTIONS]
     assert not torch.equal(actions[:, 0], actions[:, 1])
     for episode in range(3):
-        alone = run_episodes(policy, known, uniforms[:, episode : episode + 1])
-        assert torch.equal(torch.stack([step[Columns.ACTIONS] for step in alone])[:, 0], actions[:, episode])
+        alone = policy.draw(uniforms[:, episode : episode + 1])[Columns.ACTIONS]
+        assert torch.equal(alone[:, 0], actions[:, episode])
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_the_layer_is_what_the_batch_says_it_is():
+    """Two layers that look the same keep their own limits."""
+    policy = build()
+    policy.observations[:] = policy.observations[0]
+    actions = policy.draw(numbers(50))[Columns.ACTIONS]
+    assert invalid(actions) == []
+    assert (actions[4, :, 3] > 100).all()
+
+
 def test_the_ends_of_the_numbers_give_the_ends_of_the_interval(policy):
-    observation = observe(everywhere(50))[Columns.OBS]
     for number in (0.0, 1 - 2**-24):
-        actions = policy._draw(observation, torch.full((50, 4), number))[Columns.ACTIONS]
-        for layer, codes in zip(everywhere(50), actions.tolist(), strict=True):
-            assert tap.problems(codes, TMAX[layer]) == []
-
-
-def test_what_is_not_known_beforehand_is_drawn_by_itself():
-    known = observe(list(range(len(TMAX))))[Columns.OBS]
-    policy = build(shake=0.3, observations=known.tolist())
-    run_episodes(policy, known, torch.full((len(TMAX), 2, 4), 0.5))
-    for other in (known[3].expand(5, -1), known[3].expand(2, -1) + 0.01):  # more episodes; something else is seen
-        before = torch.random.get_rng_state()
-        policy.forward_exploration({Columns.OBS: other})
-        assert not torch.equal(torch.random.get_rng_state(), before)
+        assert invalid(policy.draw(torch.full((len(TMAX), 2, 4), number))[Columns.ACTIONS]) == []
 
 
 def test_entropy_and_divergence(policy):
-    batch = observe(everywhere(500))
-    actions = explore(policy, batch)[Columns.ACTIONS]
-    here = distribution(policy, batch, actions)
-    other = distribution(build(seed=1), batch, actions)
+    batch = learn_from(policy, policy.draw(numbers(100)))
+    here, other = distribution(policy, batch), distribution(build(seed=1), batch)
     assert here.entropy().shape == here.kl(other).shape == (500,)
     assert (here.entropy() >= 0).all() and (here.entropy() <= 4 * math.log(256)).all()
     assert torch.equal(here.kl(here), torch.zeros(500))
@@ -190,42 +170,42 @@ def test_entropy_of_a_known_distribution():
 
 
 def test_gradients_are_finite_and_reach_every_weight(policy):
-    batch = observe(everywhere(200))
-    actions = explore(policy, batch)[Columns.ACTIONS]
-    seen = distribution(policy, batch, actions)
+    batch = learn_from(policy, policy.draw(numbers(40)))
+    seen = distribution(policy, batch)
     values = policy.compute_values(batch)
     assert values.shape == (200,)
-    (seen.logp(actions).mean() + seen.entropy().mean() + values.square().mean()).backward()
+    logp = seen.logp(batch[Columns.ACTIONS])
+    (logp.mean() + seen.entropy().mean() + values.square().mean()).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in policy.parameters())
 
 
 def test_learning_moves_the_policy_towards_rewarded_codes():
     """A few steps of plain policy gradient on 'a high v2 of layer 4 is good' raise its mean."""
-    policy, batch = build(), observe([4] * 256)
+    policy = build()
     optimizer = torch.optim.Adam(policy.parameters(), 1e-2)
     means = []
     for step in range(8):
-        actions = explore(policy, batch, step)[Columns.ACTIONS]
+        actions = policy.draw(numbers(256, step))[Columns.ACTIONS][4]
         reward = actions[:, 3].float()
         means.append(reward.mean().item())
         advantage = (reward - reward.mean()) / reward.std()
         optimizer.zero_grad()
-        (-distribution(policy, batch, actions).logp(actions) * advantage).mean().backward()
+        seen = distribution(policy, at(policy, 4, 256) | {Columns.ACTIONS: actions})
+        (-seen.logp(actions) * advantage).mean().backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
         optimizer.step()
     assert means[-1] > means[0] + 20
 
 
 def test_the_distribution_does_not_draw_by_itself():
-    inputs = explore(build(), observe([0]))[Columns.ACTION_DIST_INPUTS]
+    inputs = build().draw(numbers(1))[Columns.ACTION_DIST_INPUTS]
     for draw in (CodeDistribution(logits=inputs).sample, CodeDistribution(logits=inputs).rsample):
         with pytest.raises(RuntimeError, match="CodePolicy"):
             draw()
 
 
 def test_a_policy_can_be_stored_and_goes_on_the_same():
-    policy, batch = build(seed=1, shake=0.3), observe(everywhere(20))
-    copy = build(seed=2)
+    policy, copy = build(seed=1, shake=0.3), build(seed=2)
     copy.set_state(policy.get_state())
-    outs = [explore(module, batch) for module in (policy, copy)]
-    assert torch.equal(outs[0][Columns.ACTION_LOGP], outs[1][Columns.ACTION_LOGP])
+    first, second = (module.draw(numbers(20))[Columns.ACTION_LOGP] for module in (policy, copy))
+    assert torch.equal(first, second)

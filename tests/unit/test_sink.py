@@ -110,6 +110,22 @@ def test_an_episode_is_written_once_however_often_it_is_sent(folder):
     assert (progress.configurations, progress.trials) == (3, {"random-seed0": 3})
 
 
+def test_a_trial_s_scores_are_those_of_its_own_rows_on_disk_of_the_first_rung(folder):
+    async def script(actor):
+        other, higher = message(0, value=0.1, trial="random-seed1"), message(0, value=0.2) | {"search_images": 64}
+        higher["episode_id"] += "@64"
+        await send(actor, message(0, value=0.7), message(1, value=0.8), other, higher)
+        waiting = asyncio.ensure_future(actor.add(message(2)))
+        await asyncio.sleep(0)
+        scores = await actor.scores("random-seed0")
+        waiting.cancel()
+        return scores
+
+    scores = drive(folder, script)
+    assert {name: score["return"] for name, score in scores.items()} == {"random-seed0-0": 0.7, "random-seed0-1": 0.8}
+    assert scores["random-seed0-1"]["kd"] == 0.25
+
+
 def test_a_flush_of_nothing_writes_nothing(folder):
     drive(folder, lambda actor: actor.flush())
     assert list((folder / store.EPISODES).iterdir()) == []

@@ -1,11 +1,89 @@
-"""What the command does while it waits for the sink."""
+"""What the command starts under Tune, what it does while it waits, and what it says of a search that failed."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from search import trials
+from approx_env.calibration import Calibration, Layer
+from approx_env.errors import InputError
+from search import algorithms, trials
+from search.algorithms.ppo.learner import TapPPO
+from search.config import Settings
+from search.runners import ScoringFailed
 from search.sink import Progress
+from search.trainable import FAILURE, AskTellSearch
+
+CALIBRATION = Calibration(tuple(Layer(name, None, 35, np.zeros(4, np.float32)) for name in ("conv1", "fire2")), 90, 10)
+DONE = Progress(0, {"hill-seed0": 8, "hill-seed1": 3}, 32, 0, None, 0.0, 0, None, False)
+
+
+def job(**settings) -> SimpleNamespace:
+    problem = SimpleNamespace(calibration=CALIBRATION)
+    return SimpleNamespace(name="r", settings=Settings(num_env_runners=2, **settings), problem=problem)
+
+
+@pytest.mark.parametrize("name", algorithms.NAMES)
+def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
+    trainable, space = trials._trainable(job(algorithm=name, episodes=8), 3)
+    if trainable is AskTellSearch:
+        assert space == {"run": "r", "seed": 3, "budget": 8, "num_env_runners": 2, "gpus": 0, "algorithm": name,
+                         "options": space["options"]}  # fmt: skip
+        assert algorithms.find(name).Options(**space["options"]) == algorithms.find(name).Options()
+    else:
+        assert (trainable, space.seed, space.num_env_runners) == (TapPPO, 3, 2)
+        assert space.env_config == {"run": "r", "budget": 8, "iteration_episodes": 8}
+
+
+def test_ppo_s_settings_reach_rllib():
+    _, space = trials._trainable(job(episodes=100, lr=0.25, iteration_episodes=4, envs_per_runner=3), 0)
+    assert (space.lr, space.env_config["iteration_episodes"], space.num_envs_per_env_runner) == (0.25, 4, 3)
+    assert space.train_batch_size_per_learner == 4 * 2
+
+
+@pytest.fixture
+def tune(monkeypatch):
+    """Stands in for Tune: `results` is what its trials gave; it notes which seeds it was to run."""
+    said = SimpleNamespace(results=[], errors=[], spaces=[])
+
+    class Results(list):
+        errors = said.errors
+
+    def tuner(trainable, param_space, **more):
+        said.spaces.append(param_space)
+        return SimpleNamespace(fit=lambda: Results(SimpleNamespace(metrics=metrics) for metrics in said.results))
+
+    monkeypatch.setattr(trials.tune, "Tuner", tuner)
+    monkeypatch.setattr(trials.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(trials, "LiveLine", lambda *arguments: nullcontext())
+    said.run = lambda **settings: trials.run(job(**settings), "/nowhere", HANDLE)
+    return said
+
+
+HANDLE = SimpleNamespace(progress=SimpleNamespace(remote=lambda: DONE))
+
+
+def test_searches_that_were_done_before_are_left(tune):
+    tune.results = [{"done": True}]
+    tune.run(algorithm="hill", episodes=8, seeds=(0, 1, 2))
+    assert tune.spaces[0]["seed"] == {"grid_search": [1, 2]}
+    tune.run(algorithm="hill", episodes=3, seeds=(0, 1))
+    assert len(tune.spaces) == 1
+
+
+@pytest.mark.parametrize("error", [ScoringFailed("codes are wrong"), InputError("out of memory")])
+def test_what_ended_a_search_is_raised_as_it_is(tune, error):
+    tune.results = [{"done": True}, {"done": True, FAILURE: error}]
+    with pytest.raises(type(error)) as raised:
+        tune.run(algorithm="hill", episodes=8, seeds=(1, 2))
+    assert raised.value is error
+
+
+def test_a_search_that_failed_otherwise_is_told(tune):
+    tune.errors.append("its process died four times")
+    with pytest.raises(RuntimeError, match="a search failed: its process died four times"):
+        tune.run(algorithm="hill", episodes=8, seeds=(1,))
 
 
 def test_a_driver_that_waits_ends_when_another_has_taken_its_run_over(monkeypatch, capsys):

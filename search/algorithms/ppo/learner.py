@@ -16,13 +16,11 @@ import safetensors.torch
 import torch
 from ray import tune
 from ray.rllib.algorithms.ppo import PPO, PPOConfig
-from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
-from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.debug import update_global_seed_if_necessary
 from ray.rllib.utils.metrics import (
-    ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
@@ -31,12 +29,12 @@ from ray.rllib.utils.metrics import (
 )
 
 from approx_env.calibration import Calibration
-from approx_env.env import TapVectorEnv
-from approx_env.evaluator import Evaluator
-from search import sink, store
-from search.policy import CodePolicy
+from search import sink, store, trainable
+from search.algorithms.ppo import Options, episodes
+from search.algorithms.ppo.episodes import Part
+from search.algorithms.ppo.policy import CodePolicy
+from search.runners import Losses, ScoringFailed, raised
 
-EPISODES_AN_ITERATION = 32
 EPOCHS = 8
 MINIBATCH_SHARE = 2  # a minibatch is this part of an iteration's steps
 CLIP = 0.2
@@ -44,40 +42,8 @@ GRAD_CLIP = 0.5
 ENTROPY = 0.001
 HIDDEN = 128
 EVEN_SHARE = 0.75  # of its even share of an iteration is what an env runner gets at once
-LOSSES_TOLERATED = 5  # of each env runner in a row, before a search is given up
 POLL_SECONDS = 0.02
 PROBE_SECONDS = 2.0  # between two looks whether a lost env runner is back
-
-
-class RecordEpisodes(RLlibCallback):
-    """Numbers the episodes of an env runner from its `next_episode`, draws each from a stream of its own, and sends
-    the finished ones to the sink.
-
-    What an episode draws depends on the seed, its number and the weights: not on the env runner, nor on what failed.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self._recorder: sink.Recorder | None = None
-        self._numbers: dict[int, int] = {}  # of the episodes under way
-
-    def on_episode_created(self, *, env_runner, env_index, **kwargs) -> None:
-        config, module = env_runner.config, env_runner.module
-        if self._recorder is None:  # the first episode of this env runner
-            self._recorder = sink.Recorder(config.env_config["run"], "ppo", config.seed)
-            module.eval()  # once: RLlib would otherwise go there and back at every step
-            module.uniforms = torch.zeros(len(module.limits), env_runner.num_envs, 4)
-        number, env_runner.next_episode = env_runner.next_episode, env_runner.next_episode + 1
-        stream = np.random.default_rng([config.seed, number])
-        module.uniforms[:, env_index] = torch.from_numpy(stream.random((len(module.limits), 4), np.float32))
-        self._numbers[env_index] = number
-
-    def on_episode_end(self, *, episode, env_runner, env_index, **kwargs) -> None:
-        number = self._numbers[env_index]
-        self._recorder.add(sink.episode_id("ppo", env_runner.config.seed, number), number, episode.get_infos(-1))
-
-    def on_sample_end(self, **kwargs) -> None:
-        self._recorder.wait()
 
 
 class TapPPO(PPO):
@@ -90,7 +56,7 @@ class TapPPO(PPO):
 
     @classmethod
     def default_resource_request(cls, config):
-        return resources(config["num_env_runners"], config["num_gpus_per_env_runner"])
+        return trainable.resources(config["num_env_runners"], config["num_gpus_per_env_runner"])
 
     def setup(self, config) -> None:
         super().setup(config)
@@ -111,24 +77,26 @@ class TapPPO(PPO):
         return f"{self._trial}{store.STATE_SUFFIX}"
 
     def step(self):
-        result = super().step()
+        try:
+            result = super().step()
+        except Exception as error:
+            return trainable.ended_by(error)
         return result | sink.tune_metrics(self._run, self._trial, self._budget)
 
     def training_step(self) -> None:
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             wanted = self.config.env_config["iteration_episodes"]
-            episodes = self._sample(min(wanted, self._budget - self._finished))
-            if not episodes:  # all are done, and only the sink has not said so yet
+            sampled = self._sample(min(wanted, self._budget - self._finished))
+            if not sampled:  # all are done, and only the sink has not said so yet
                 return
-            self._finished += len(episodes)
+            self._finished += len(sampled)
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            steps = self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME))
             # RLlib shuffles minibatches with the global streams.
             stream = np.random.SeedSequence([self.config.seed, self._finished]).generate_state(1)
             update_global_seed_if_necessary("torch", int(stream[0]))
             learned = self.learner_group.update(
-                episodes=episodes,
-                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: steps},
+                episodes=sampled,
+                timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: self._finished * len(sampled[0])},
                 num_epochs=self.config.num_epochs,
                 minibatch_size=self.config.minibatch_size,
                 shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
@@ -151,19 +119,24 @@ class TapPPO(PPO):
         state = self.learner_group.get_state(components=[part], inference_only=True)
         return state[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
 
-    def _sample(self, wanted: int) -> list:
-        """The next `wanted` episodes, in their order."""
+    def _sample(self, wanted: int) -> list[SingleAgentEpisode]:
+        """The next `wanted` episodes, in their order.
+
+        Raises:
+            InputError, ScoringFailed: as `Runners.evaluate`.
+        """
         if not wanted:
-            parts = []
-        elif self.env_runner_group.num_remote_env_runners() == 0:
-            parts = [sample_range(self.env_runner_group.local_env_runner, self._weights(), self._finished, wanted)]
+            return []
+        if self.env_runner_group.num_remote_env_runners() == 0:
+            runner = self.env_runner_group.local_env_runner
+            parts = [_checked(episodes.attempt(runner, self._weights(), self._finished, wanted))]
         else:
             parts = self._sample_remotely(wanted, ray.put(self._weights()))
-        self.metrics.aggregate([metrics for _, _, metrics in parts], key=ENV_RUNNER_RESULTS)
-        return [episode for _, episodes, _ in sorted(parts, key=lambda part: part[0]) for episode in episodes]
+        return [episode for part in sorted(parts, key=lambda part: part.first) for episode in part.episodes]
 
-    def _sample_remotely(self, wanted: int, weights: ray.ObjectRef) -> list[tuple[int, list, dict]]:
-        group, parts, losses, probed = self.env_runner_group, [], 0, time.monotonic()
+    def _sample_remotely(self, wanted: int, weights: ray.ObjectRef) -> list[Part]:
+        group, parts, probed = self.env_runner_group, [], time.monotonic()
+        losses = Losses(self.config.num_env_runners)
         chunks = deque(shares(self._finished, wanted, self.config.num_env_runners, self.config.num_envs_per_env_runner))
         busy: dict[int, tuple[int, int]] = {}  # env runners, and the chunks that they are at
         while chunks or busy:
@@ -171,34 +144,38 @@ class TapPPO(PPO):
                 if chunks:
                     busy[runner] = chunks.popleft()
                     first, count = busy[runner]
-                    task = partial(sample_range, weights=weights, first=first, count=count)
+                    task = partial(episodes.attempt, weights=weights, first=first, count=count)
                     group.foreach_env_runner_async(task, tag="sample", remote_worker_ids=[runner])
             for runner, part in group.fetch_ready_async_reqs(tags="sample", timeout_seconds=POLL_SECONDS):
-                parts.append(part)
+                parts.append(_checked(part))
                 del busy[runner]
-                losses = 0
+                losses.finished()
             healthy = group.healthy_env_runner_ids()
             for runner in set(busy).difference(healthy):
                 chunks.appendleft(busy.pop(runner))
-                losses += 1
-            if losses > LOSSES_TOLERATED * self.config.num_env_runners:
-                raise RuntimeError(f"env runners were lost {losses} times, and none finished: see Ray's logs")
+                losses.lost()
             if len(healthy) < self.config.num_env_runners and time.monotonic() - probed > PROBE_SECONDS:
                 self.restore_env_runners(group)
+                if not group.healthy_env_runner_ids():
+                    self._check_that_one_may_come_back()
                 probed = time.monotonic()
         return parts
 
+    def _check_that_one_may_come_back(self) -> None:
+        """Raises ScoringFailed, or what their constructor raised, if every env runner is dead for good."""
+        answers = self.env_runner_group._worker_manager.foreach_actor(
+            "ping", healthy_only=False, timeout_seconds=self.config.env_runner_health_probe_timeout_s
+        )
+        errors = [answer.get() for answer in answers if not answer.ok]
+        dead = [error for error in errors if isinstance(error, ray.exceptions.ActorDiedError)]
+        if len(dead) == self.config.num_env_runners:
+            raise raised(dead[0]) or ScoringFailed(f"every env runner is dead ({dead[0]})")
 
-def sample_range(
-    runner: EnvRunner, weights: dict[str, Any] | ray.ObjectRef, first: int, count: int
-) -> tuple[int, list, dict]:
-    """Runs episodes `first` to `first + count - 1` on an env runner: `first` again, the episodes, and metrics.
 
-    Weights come with the task: a runner that has just been started again knows none.
-    """
-    runner.set_state({COMPONENT_RL_MODULE: weights})
-    runner.next_episode = first
-    return first, runner.sample(num_episodes=count), runner.get_metrics()
+def _checked(part: Part) -> Part:
+    if part.error:
+        raise part.error
+    return part
 
 
 def shares(first: int, wanted: int, runners: int, together: int) -> Iterator[tuple[int, int]]:
@@ -244,44 +221,21 @@ def _set_state(learner, state: dict[str, torch.Tensor]) -> None:
     optimizer.load_state_dict({"state": dict(moments), "param_groups": groups})
 
 
-def resources(runners: int, gpus: float) -> tune.PlacementGroupFactory:
-    """What a trial asks of Ray: a core and `gpus` GPUs for each runner, on as many nodes as there are.
-
-    The trial itself takes turns with its runners and needs no core of its own. It lives on the head, without which
-    nothing goes on anyway: so no other node is one that a search could not do without.
-    """
-    runner = {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
-    bundles = [sink.ON_HEAD] + [runner] * runners if runners else [runner | sink.ON_HEAD]
-    return tune.PlacementGroupFactory(bundles, strategy="SPREAD")
-
-
-def make_env(config: dict) -> TapVectorEnv:
-    """The environment of an env runner, over the run's problem, on one thread."""
-    torch.set_num_threads(1)
-    # A policy hardly ever draws the same codes for the first layers twice: nothing is kept for that.
-    evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=0)
-    return TapVectorEnv(config.get("num_envs", 1), evaluator)
-
-
 def configure(
+    calibration: Calibration,
+    options: Options,
+    *,
     run: str,
     seed: Any,
     budget: int,
-    learning_rate: float,
     num_env_runners: int,
-    calibration: Calibration,
-    envs_per_runner: int = 1,
-    gpus_per_runner: float = 0,
-    iteration_episodes: int = EPISODES_AN_ITERATION,
+    gpus: float = 0,
 ) -> PPOConfig:
     """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
 
-    Each env runner takes `envs_per_runner` configurations through the network in lockstep; PPO learns from
-    `iteration_episodes` at a time.
-
     Source of the objective: Schulman et al., arXiv:1707.06347, eq. 7, without the KL term.
     """
-    tune.register_env("TAP-v0", make_env)
+    tune.register_env("TAP-v0", episodes.make_env)
     layers = len(calibration.layers)
     model = {
         "tmax": list(calibration.tmax),
@@ -289,16 +243,16 @@ def configure(
         "hidden": HIDDEN,
         "observations": [layer.observation.tolist() for layer in calibration.layers],
     }
-    episodes = min(iteration_episodes, budget)
-    steps = episodes * layers
+    iteration = min(options.iteration_episodes, budget)
+    steps = iteration * layers
     return (
         PPOConfig(algo_class=TapPPO)
-        .environment("TAP-v0", env_config={"run": run, "budget": budget, "iteration_episodes": episodes})
+        .environment("TAP-v0", env_config={"run": run, "budget": budget, "iteration_episodes": iteration})
         .env_runners(
             num_env_runners=num_env_runners,
             num_cpus_per_env_runner=1,
-            num_gpus_per_env_runner=gpus_per_runner,
-            num_envs_per_env_runner=envs_per_runner,
+            num_gpus_per_env_runner=gpus,
+            num_envs_per_env_runner=options.envs_per_runner,
             gym_env_vectorize_mode="vector_entry_point",
             batch_mode="complete_episodes",
             sample_timeout_s=None,
@@ -307,9 +261,9 @@ def configure(
         .training(
             train_batch_size_per_learner=steps,
             # RLlib's learner adds a last observation, without a loss, to each episode.
-            minibatch_size=math.ceil((steps + episodes) / MINIBATCH_SHARE),
+            minibatch_size=math.ceil((steps + iteration) / MINIBATCH_SHARE),
             num_epochs=EPOCHS,
-            lr=learning_rate,
+            lr=options.lr,
             gamma=1.0,
             lambda_=1.0,
             clip_param=CLIP,
@@ -319,7 +273,6 @@ def configure(
             use_kl_loss=False,
         )
         .rl_module(rl_module_spec=RLModuleSpec(module_class=CodePolicy, model_config=model))
-        .callbacks(RecordEpisodes)
         .fault_tolerance(
             restart_failed_env_runners=True,
             delay_between_env_runner_restarts_s=1,

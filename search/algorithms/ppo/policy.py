@@ -5,6 +5,9 @@ construction. Each draw is a Gaussian, discretised and truncated to the interval
 two numbers from the network, mean and width as shares of the interval. A fresh policy has the quintile configuration
 as its mean.
 
+What is observed of a layer does not depend on actions. So one call of `CodePolicy.draw` draws whole episodes: the
+actions of all layers at once.
+
 For training the distribution is conditioned on the stored action and never drawn again, so that the probability
 ratio is exactly 1 on unchanged weights.
 """
@@ -12,6 +15,7 @@ ratio is exactly 1 on unchanged weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +30,7 @@ MASKED = -1e9  # logit of an impossible code: finite, so that no gradient is NaN
 DRAW_ORDER = (0, 2, 1, 3)  # t1, t2, v1, v2 as columns of an action (t1, v1, t2, v2)
 START_WIDTH = 0.1  # standard deviation of a fresh policy, as a share of the interval
 WIDTH_RANGE = (0.005, 1.0)
+LAYER = "layer"  # column of a batch: the index of the layer that a step is about, `(...) int64`
 
 
 class CodeDistribution(TorchDistribution):
@@ -63,22 +68,18 @@ class CodeDistribution(TorchDistribution):
 
 
 class CodePolicy(TorchRLModule, ValueFunctionAPI):
-    """Policy and value function over the observations of `TAP-v0`.
+    """Policy and value function over the observations of `TAP-v0`, each with its layer's index in the column `LAYER`.
 
-    `model_config` holds `tmax` and `start`, the layers' limits and the configuration that a fresh policy is centred
-    on (both lists, one entry a layer), `hidden`, the width of the two hidden layers, and perhaps `observations`, what
-    the environment shows of each layer.
+    `model_config` holds one entry a layer of `tmax`, of `start`, the configuration that a fresh policy is centred on,
+    and of `observations`, what the environment shows (all lists); and `hidden`, the width of the two hidden layers.
     """
-
-    # Numbers in [0, 1) that actions are drawn with, (layers, episodes in lockstep, 4); torch's global stream if None.
-    uniforms: torch.Tensor | None = None
 
     def setup(self) -> None:
         config = self.model_config
         limits = torch.tensor(config["tmax"])
         self.register_buffer("limits", limits)
         self.register_buffer("codes", torch.arange(max(config["tmax"]) + 1))
-        self.register_buffer("observations", torch.tensor(config.get("observations", []), dtype=torch.float32))
+        self.register_buffer("observations", torch.tensor(config["observations"], dtype=torch.float32))
         start = torch.tensor(config["start"])[:, list(DRAW_ORDER)]
         low, high = self._intervals(start, limits)
         places = ((start - low) / (high - low).clamp(min=1)).clamp(0.02, 0.98)
@@ -87,7 +88,6 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         self.trunk = _perceptron(features, width)
         self.heads = _Heads(width)
         self.value = nn.Sequential(_perceptron(features, width), nn.Linear(width, 1))
-        self._drawn: dict[str, torch.Tensor] | None = None  # for every layer of the episodes under way
 
     @staticmethod
     def _intervals(drawn: torch.Tensor, tmax: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,11 +96,40 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         low = torch.stack([torch.ones_like(t1), t1 + 2, t1 + 1, t2 + 1], -1)
         return low, torch.stack([tmax - 3, tmax - 1, t2 - 1, tmax], -1)
 
-    def _features(self, observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The observation with the layer one-hot behind it, and the layer's index, which its depth gives."""
-        count = len(self.limits)
-        layer = torch.round(observation[..., 0] * (count - 1)).long()
-        return torch.cat([observation, nn.functional.one_hot(layer, count).to(observation)], -1), layer
+    def draw(self, uniforms: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Draws episodes by inversion: each depends on the weights and on its own numbers alone.
+
+        Args:
+            uniforms: numbers in [0, 1) `(layers, episodes, 4) float32`.
+
+        Returns:
+            Columns as RLlib names them, `(layers, episodes, ...)`: actions, their log-probabilities, the inputs of
+            their distributions, and layers.
+        """
+        numbers = iter(uniforms.to(self.observations.device).double().unbind(-1))
+
+        def draw_code(logits: torch.Tensor) -> torch.Tensor:
+            below = torch.softmax(logits.double(), -1).cumsum(-1)
+            wanted = next(numbers).unsqueeze(-1) * below[..., -1:]  # less than the last, so that a code is found
+            return torch.searchsorted(below, wanted, right=True).squeeze(-1)
+
+        episodes = uniforms.shape[1]
+        observation = self.observations.unsqueeze(1).expand(-1, episodes, -1)
+        layer = torch.arange(len(self.limits), device=observation.device).unsqueeze(1).expand(-1, episodes)
+        with torch.no_grad():
+            actions = self._walk(observation, layer, draw_code)
+            logits = self._inputs(observation, layer, actions)
+        return {
+            Columns.ACTIONS: actions,
+            Columns.ACTION_DIST_INPUTS: logits,
+            Columns.ACTION_LOGP: CodeDistribution(logits=logits).logp(actions),
+            LAYER: layer,
+        }
+
+    def _features(self, observation: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+        """The observation with the layer one-hot behind it."""
+        one_hot = nn.functional.one_hot(layer, len(self.limits))
+        return torch.cat([observation, one_hot.to(observation)], -1)
 
     def _logits(
         self, hidden: torch.Tensor, layer: torch.Tensor, drawn: torch.Tensor, draws: slice = slice(None)
@@ -122,69 +151,27 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         possible = (self.codes >= low) & (self.codes <= high)
         return torch.where(possible, -0.5 * ((place - mean) / width) ** 2, MASKED)
 
-    def _walk(self, observation: torch.Tensor, pick) -> torch.Tensor:
+    def _walk(self, observation: torch.Tensor, layer: torch.Tensor, pick: Callable) -> torch.Tensor:
         """Runs the four draws; `pick(logits)` gives each code. Returns actions `(..., 4) int64`."""
-        features, layer = self._features(observation)
-        hidden = self.trunk(features)
+        hidden = self.trunk(self._features(observation, layer))
         drawn = layer.new_zeros((*layer.shape, 4))
         for draw in range(4):
             drawn[..., draw] = pick(self._logits(hidden, layer, drawn, slice(draw, draw + 1)).squeeze(-2))
         return drawn[..., list(DRAW_ORDER)]
 
-    def _inputs(self, observation: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    def _inputs(self, observation: torch.Tensor, layer: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         """Logits `(..., 4 * codes)` in the order of an action, given that these actions were drawn."""
-        features, layer = self._features(observation)
-        logits = self._logits(self.trunk(features), layer, actions[..., list(DRAW_ORDER)])
-        return logits[..., list(DRAW_ORDER), :].flatten(-2)
+        hidden = self.trunk(self._features(observation, layer))
+        return self._logits(hidden, layer, actions[..., list(DRAW_ORDER)])[..., list(DRAW_ORDER), :].flatten(-2)
 
     # -- what RLlib calls
 
-    def _forward_inference(self, batch: dict[str, Any], **kwargs) -> dict[str, Any]:
-        observation = batch[Columns.OBS]
-        actions = self._walk(observation, lambda logits: logits.argmax(-1))
-        return {Columns.ACTIONS: actions, Columns.ACTION_DIST_INPUTS: self._inputs(observation, actions)}
-
-    def _forward_exploration(self, batch: dict[str, Any], **kwargs) -> dict[str, Any]:
-        """Draws actions.
-
-        What is observed of a layer does not depend on actions. So at the first layer the actions for all layers are
-        drawn in one batch; the later layers' are taken from there.
-        """
-        observation = batch[Columns.OBS]
-        layers, at = self.observations, int(torch.round(observation[0, 0] * (len(self.limits) - 1)))
-        if not (len(layers) and torch.equal(observation, layers[at].expand_as(observation))):
-            return self._draw(observation, torch.rand(*observation.shape[:-1], 4))
-        if at == 0:
-            everywhere = layers.unsqueeze(1).expand(-1, len(observation), -1)
-            uniforms = torch.rand(*everywhere.shape[:-1], 4) if self.uniforms is None else self.uniforms
-            self._drawn = self._draw(everywhere, uniforms)
-        if self._drawn is None or self._drawn[Columns.ACTIONS].shape[1] != len(observation):
-            return self._draw(observation, torch.rand(*observation.shape[:-1], 4))
-        return {name: value[at] for name, value in self._drawn.items()}
-
-    def _draw(self, observation: torch.Tensor, uniforms: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Draws actions by inversion: an episode's depend on its own `uniforms (..., 4)` alone."""
-        numbers = iter(uniforms.to(observation.device).double().unbind(-1))
-
-        def draw_code(logits: torch.Tensor) -> torch.Tensor:
-            below = torch.softmax(logits.double(), -1).cumsum(-1)
-            wanted = next(numbers).unsqueeze(-1) * below[..., -1:]  # less than the last, so that a code is found
-            return torch.searchsorted(below, wanted, right=True).squeeze(-1)
-
-        with torch.no_grad():
-            actions = self._walk(observation, draw_code)
-            logits = self._inputs(observation, actions)
-        return {
-            Columns.ACTIONS: actions,
-            Columns.ACTION_DIST_INPUTS: logits,
-            Columns.ACTION_LOGP: CodeDistribution(logits=logits).logp(actions),
-        }
-
     def _forward_train(self, batch: dict[str, Any], **kwargs) -> dict[str, Any]:
-        return {Columns.ACTION_DIST_INPUTS: self._inputs(batch[Columns.OBS], batch[Columns.ACTIONS].long())}
+        inputs = self._inputs(batch[Columns.OBS], batch[LAYER].long(), batch[Columns.ACTIONS].long())
+        return {Columns.ACTION_DIST_INPUTS: inputs}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:
-        return self.value(self._features(batch[Columns.OBS])[0]).squeeze(-1)
+        return self.value(self._features(batch[Columns.OBS], batch[LAYER].long())).squeeze(-1)
 
     def get_train_action_dist_cls(self) -> type[CodeDistribution]:
         return CodeDistribution

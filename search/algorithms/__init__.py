@@ -1,0 +1,68 @@
+"""Search algorithms: each is a module of this folder, which is found by its file's name.
+
+A module has
+
+- `Options`, a frozen dataclass whose fields all have defaults. A field with the name of a command-line setting gets
+  that setting's value;
+- `Search(calibration, seed, options)`, which proposes configurations as `AskTell` says. `search.trainable` scores them,
+  writes the rows, and resumes.
+
+An algorithm that cannot be driven so has `trial(calibration, options, **where)` in place of `Search`: a Tune trainable
+of its own and the trainable's configuration (`ppo`).
+
+    search = algorithms.find("hill").Search(calibration, seed=0)
+    configurations = search.ask(8)
+    search.tell(configurations, [evaluate(configuration) for configuration in configurations])
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import ModuleType
+from typing import Any, Protocol
+
+from approx_env.evaluator import Configuration
+
+Score = Mapping[str, Any]  # 'return', 'accuracy', 'soft_accuracy', 'drop_points', 'kd', 'at', each a float
+
+
+class AskTell(Protocol):
+    """Proposes configurations, and learns from their scores.
+
+    The k-th configuration depends on the seed and on the scores of configurations before it alone. It does not depend
+    on how many are asked for or told at a time. So a search gives the same rows with any number of runners.
+    """
+
+    def ask(self, count: int) -> list[Configuration]:
+        """The next `count` configurations; fewer, perhaps none, if later ones depend on scores not yet told."""
+
+    def tell(self, configurations: Sequence[Configuration], scores: Sequence[Score]) -> None:
+        """Takes the scores of configurations, in the order in which these were asked for."""
+
+    def state(self) -> dict[str, Any]:
+        """All that decides how the search goes on, as JSON takes it."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state()` of a search over the same calibration."""
+
+
+def names() -> tuple[str, ...]:
+    """Names of the algorithms that this folder holds, sorted."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+NAMES = names()
+
+
+def find(name: str) -> ModuleType:
+    """The module of an algorithm, one of `NAMES`."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def options(algorithm: ModuleType, settings: object) -> Any:
+    """An algorithm's options, with the values of those settings that bear the same names."""
+    names = [field.name for field in fields(algorithm.Options) if hasattr(settings, field.name)]
+    return algorithm.Options(**{name: getattr(settings, name) for name in names})

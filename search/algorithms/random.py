@@ -1,0 +1,38 @@
+"""Configurations drawn uniformly from the valid ones, each layer on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from approx_env import tap
+from approx_env.calibration import Calibration
+from approx_env.evaluator import Configuration
+from search.algorithms import Score
+
+
+@dataclass(frozen=True)
+class Options:
+    """There are none."""
+
+
+class Search:
+    """Draws from one stream of random numbers, whatever the scores."""
+
+    def __init__(self, calibration: Calibration, seed: int, options: Options = Options()):
+        self._tmax, self._generator = calibration.tmax, np.random.default_rng(seed)
+
+    def ask(self, count: int) -> list[Configuration]:
+        return [tuple(tap.random_codes(tmax, self._generator) for tmax in self._tmax) for _ in range(count)]
+
+    def tell(self, configurations: Sequence[Configuration], scores: Sequence[Score]) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {"generator": self._generator.bit_generator.state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._generator.bit_generator.state = state["generator"]

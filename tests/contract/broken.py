@@ -1,0 +1,18 @@
+"""An evaluator with a bug, in every worker of a search that is started with `ENVIRONMENT`."""
+
+import os
+
+# How Ray tells a worker of the set-up hook in its runtime environment.
+ENVIRONMENT = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.install", "TAPSEARCH_TEST_BUG": "raise"}
+
+
+def install() -> None:
+    """From now on every evaluation in this process raises, or ends the process."""
+    from approx_env.evaluator import Evaluation
+
+    def advance(self, codes):
+        if os.environ["TAPSEARCH_TEST_BUG"] == "die":
+            os._exit(1)
+        raise ZeroDivisionError("a bug in the evaluator")
+
+    Evaluation.advance = advance

@@ -1,0 +1,120 @@
+"""The pool of processes that score: order, deaths, exceptions, and when it gives up."""
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import ray
+
+from approx_env.errors import InputError
+from search import runners
+from search.runners import Losses, Runners, ScoringFailed
+
+RAY = {"num_cpus": 2, "object_store_memory": 2**27, "include_dashboard": False, "log_to_driver": False}
+
+
+@pytest.fixture(scope="module")
+def ray_of_two_cores():
+    ray.init(address="local", **RAY)
+    yield
+    ray.shutdown()
+
+
+@ray.remote(num_cpus=1)
+class Actor:
+    """Stands in for `Runner`: the problem says how it begins, a configuration what becomes of it."""
+
+    def __init__(self, shared: bytes):
+        self._folder = Path(runners.fetch(shared))
+        if (self._folder / "broken").exists():
+            raise ValueError("no such engine")
+
+    def ready(self) -> None:
+        pass
+
+    def evaluate(self, configuration: str) -> str:
+        if configuration == "die":
+            os._exit(1)
+        if configuration == "die once" and not (self._folder / "died").exists():
+            (self._folder / "died").touch()
+            os._exit(1)
+        if configuration == "raise":
+            raise ValueError("codes are wrong")
+        if configuration == "bad input":
+            raise InputError(["out of memory", "ask for less"])
+        return f"{configuration}!"
+
+    def teacher_accuracy(self) -> float:
+        return 0.5
+
+
+@pytest.fixture
+def pool(ray_of_two_cores, tmp_path, monkeypatch):
+    """Makes a pool of stand-ins, which tolerates one loss of each."""
+    monkeypatch.setattr(runners, "Runner", Actor)
+    monkeypatch.setattr(runners, "LOSSES_TOLERATED", 1)
+    return lambda count=1: closing(Runners(str(tmp_path), count))
+
+
+def test_scores_come_in_the_order_of_the_configurations(pool):
+    with pool(2) as scoring:
+        assert list(scoring.evaluate([str(k) for k in range(20)])) == [f"{k}!" for k in range(20)]
+        assert scoring.teacher_accuracy() == 0.5
+        assert list(scoring.evaluate([])) == []
+
+
+def test_the_work_of_a_process_that_dies_is_done_by_another(pool):
+    with pool(1) as scoring:
+        assert list(scoring.evaluate(["a", "die once", "b"])) == ["a!", "die once!", "b!"]
+        assert scoring.teacher_accuracy() == 0.5
+
+
+def test_a_process_that_always_dies_is_given_up(pool):
+    with pool(1) as scoring, pytest.raises(ScoringFailed, match="lost 2 times in a row"):
+        list(scoring.evaluate(["a", "die"]))
+
+
+def test_an_exception_is_said_with_its_text_and_is_not_tried_again(pool):
+    with pool(1) as scoring, pytest.raises(ScoringFailed, match="ValueError: codes are wrong"):
+        list(scoring.evaluate(["raise"]))
+
+
+def test_bad_input_stays_bad_input(pool):
+    with pool(1) as scoring, pytest.raises(InputError) as error:
+        list(scoring.evaluate(["bad input"]))
+    assert error.value.problems == ["out of memory", "ask for less"]
+    assert not isinstance(error.value, ray.exceptions.RayError)
+
+
+def test_an_exception_while_a_process_starts_is_said_and_is_not_tried_again(pool, tmp_path):
+    (tmp_path / "broken").touch()
+    with pool(1) as scoring, pytest.raises(ScoringFailed, match="ValueError: no such engine"):
+        list(scoring.evaluate(["a"]))
+
+
+def test_losses_in_a_row_are_counted_and_work_begins_the_count_anew(monkeypatch):
+    monkeypatch.setattr(runners, "LOSSES_TOLERATED", 2)
+    losses = Losses(2)
+    for _ in range(3):
+        for _ in range(4):
+            losses.lost()
+        losses.finished()
+    for _ in range(4):
+        losses.lost()
+    with pytest.raises(ScoringFailed, match="lost 5 times in a row.*out of memory"):
+        losses.lost("out of memory")
+
+
+def test_what_was_raised_is_told_from_what_was_lost():
+    def task_error(cause: Exception) -> ray.exceptions.RayTaskError:
+        return ray.exceptions.RayTaskError("evaluate", "Traceback: here", cause, "ray::Runner", 1, "::1")
+
+    assert runners.raised(ray.exceptions.ActorDiedError()) is None
+    assert runners.raised(ray.exceptions.OutOfMemoryError("killed")) is None
+    assert runners.raised(task_error(ray.exceptions.ActorDiedError())) is None  # the sink's process, say
+    assert "Traceback: here" in str(runners.raised(task_error(ValueError("codes"))))
+    assert "Traceback: here" in str(runners.raised(ray.exceptions.ActorDiedError(task_error(ValueError("codes")))))
+    bad = InputError("no such device")
+    assert runners.raised(ray.exceptions.ActorDiedError(task_error(bad))) is bad
+    assert "KeyError: 'a'" in str(runners.raised(KeyError("a")))
