@@ -6,7 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from approx_env.errors import InputError, exit_status
+from approx_env.errors import InputError, exit_status, run_module
+
+if __name__ == "__main__":  # before the rest is loaded
+    sys.exit(run_module("search.report"))
+
 from search import store
 from search.storage import Folder
 
@@ -58,10 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print(folders: list[str]) -> None:
+    if set(folders) & {"--help", "-h"}:
+        print(f"{__doc__}\n\nIt takes the folders of finished runs, as search.run wrote them, and no options.")
+        return
     if not folders:
         raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
     print(table(folders))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
