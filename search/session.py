@@ -11,11 +11,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import ray
+import ray  # before psutil, which it brings
+import psutil  # isort: skip
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -64,7 +65,9 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
         if not dead and (interrupted or isinstance(error, InputError)):
             raise
         kept = _keep_logs(temporary)
-        if not dead:
+        if dead:
+            watch.kill()
+        else:
             print(f"Ray's logs are kept in {kept}", file=sys.stderr)
             raise
         raise Failure(f"Ray's {dead} has died, and the search with it: look whether memory ran out and into {kept}; "
@@ -125,6 +128,14 @@ class _Watch(threading.Thread):
             if self.noticed:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+
+    def kill(self) -> None:
+        """Ends the raylet and what it has started: without the rest of the node they do not end by themselves."""
+        with suppress(psutil.Error):
+            raylet = psutil.Process(self._processes["raylet"].pid)
+            for process in (*raylet.children(recursive=True), raylet):
+                with suppress(psutil.Error):
+                    process.kill()
 
     def stop(self) -> None:
         """Looks no longer."""
