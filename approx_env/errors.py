@@ -9,7 +9,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 # Signals that end a command. Its status is then 128 and the signal's number, as a shell has it.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -151,6 +151,7 @@ def _write_nowhere() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _tell(lines) -> None:
+def _tell(lines: Iterable[str]) -> None:
+    text = "\n".join(lines).encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
     with contextlib.suppress(BrokenPipeError):
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)

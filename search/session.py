@@ -60,18 +60,13 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
             _join(address, variables)
             yield temporary / "scratch"
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        dead = watch and (watch.noticed if interrupted else watch.dead())
-        if not dead and (interrupted or isinstance(error, InputError)):
-            raise
-        kept = _keep_logs(temporary)
-        if dead:
+        if watch and (dead := watch.noticed if isinstance(error, KeyboardInterrupt) else watch.dead()):
             watch.kill()
-        else:
-            print(f"Ray's logs are kept in {kept}", file=sys.stderr)
-            raise
-        raise Failure(f"Ray's {dead} has died, and the search with it: look whether memory ran out and into {kept}; "
-                      "start the command again, a search with --resume RUN") from None  # fmt: skip
+            raise Failure(f"Ray's {dead} has died, and the work with it: see whether memory ran out, and Ray's logs in "
+                          f"{_keep_logs(temporary)}; start the command again, a search with --resume RUN") from None  # fmt: skip
+        if watch and isinstance(error, Exception) and not isinstance(error, InputError | BrokenPipeError):
+            print(f"Ray's logs are kept in {_keep_logs(temporary)}", file=sys.stderr)
+        raise
     finally:
         if watch:
             watch.stop()
