@@ -36,8 +36,8 @@ HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 def session(address: str, cores: int | None = None, same_bits: bool = True) -> Iterator[Path]:
     """Connects to the cluster at `address`, or starts a node of its own for 'local', and leaves nothing behind.
 
-    A node of its own listens on loopback alone, and its files can be read by their owner alone. Gives a folder of
-    this machine for temporary files, which goes at the end.
+    A node of its own listens on loopback alone, and nobody else can reach its files. Gives a folder of this machine
+    for temporary files, which goes at the end.
 
     Args:
         cores: how many the node claims to have, if not those of this machine.
@@ -49,7 +49,8 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     variables = processes.SAME_BITS if same_bits else {}
-    temporary = Path(tempfile.mkdtemp(prefix=processes.FOLDER))  # which nobody else may enter
+    # Nobody else may enter it. Ray opens the folders that it makes to all, so they lie one further down.
+    temporary = Path(tempfile.mkdtemp(prefix=processes.FOLDER))
     watch = None
     try:
         if address == "local":
@@ -87,10 +88,6 @@ def _start(temporary: Path, cores: int | None, variables: dict[str, str]) -> _Wa
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = enabled
         _restore(handlers)
-    for path in folder.rglob("*"):  # Ray opens its folders to all
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o700)
-    folder.chmod(0o700)
     return _Watch()
 
 
