@@ -6,7 +6,7 @@ import pytest
 from approx_env.errors import InputError
 from search import config, job
 
-LITTLE = "--calib-batches 1 --batch-size 8 --results {} "
+LITTLE = "--calib-batches 1 --calib-batch-size 8 --results {} "
 
 
 def prepare(folder, arguments: str) -> job.Job:
