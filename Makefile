@@ -3,7 +3,7 @@ VENV := .venv/bin
 
 .PHONY: run test bench
 run: .venv/installed
-	$(VENV)/python -m search.run --layers squeezenet
+	$(VENV)/python -m search.run --model squeezenet
 
 test: .venv/installed
 	$(VENV)/python -m pytest

@@ -32,6 +32,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from approx_env.errors import InputError, exit_status, run_module
+
+if __name__ == "__main__":  # before the rest is loaded
+    sys.exit(run_module("approx_env.training"))
+
 import numpy as np
 import torch
 from torch import nn
@@ -43,7 +48,6 @@ from torchvision.transforms.v2 import functional as transforms
 from approx_env import convolution, data, engines, memory, models, options, quantize, teacher
 from approx_env.augment import augment, flips
 from approx_env.checkpoint import Checkpoint
-from approx_env.errors import InputError, exit_status
 from approx_env.journal import Journal
 from approx_env.muon import Muon
 from approx_env.network import Network
@@ -500,7 +504,3 @@ def _precision(device: str) -> str:
     """bf16 where the device multiplies it in hardware."""
     hardware = torch.cuda.is_bf16_supported() if device == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bf16" if hardware else "float32"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

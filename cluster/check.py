@@ -14,13 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from approx_env.errors import InputError, exit_status, run_module
+
+if __name__ == "__main__":  # before the rest is loaded
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    sys.exit(run_module("cluster.check"))
+
 import jsonschema
 import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from approx_env.errors import InputError, exit_status
-
+LARGEST_BYTES = 2**22  # that a file may have; KubeRay's definition of RayJobs has about a megabyte
+LARGEST_NODES = 1_000_000  # values that a file may hold, those that aliases repeat counted each time
 UNFILLED = "FILL_IN"
 TOKEN = "~/.ray/auth_token"
 OWN_NETWORK = {  # what a node must name, by provider, and why
@@ -54,12 +60,30 @@ def faults(path: Path, crd: Path | None = None) -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
+        if path.stat().st_size > LARGEST_BYTES:
+            raise ValueError(f"it has more than {LARGEST_BYTES} bytes")
+        text = path.read_text()
+        if _count(yaml.compose(text, yaml.SafeLoader), {}) > LARGEST_NODES:
+            raise ValueError(f"with what its aliases repeat it holds more than {LARGEST_NODES} values")
+        config = yaml.safe_load(text)
+    except RecursionError as error:
+        raise InputError(f"{path} cannot be read as YAML (it is nested too deeply, or a value holds itself)") from error
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML ({error})") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold a mapping, and holds {type(config).__name__}")
     return config
+
+
+def _count(node: yaml.Node | None, known: dict[yaml.Node, int]) -> int:
+    """How many values a document holds. Aliases make few lines into billions, which YAML itself does not mind."""
+    if node not in known:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in pairs for part in pair]
+        known[node] = 1 + sum(_count(part, known) for part in parts)
+    return known[node]
 
 
 def _walk(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -173,9 +197,7 @@ def _kuberay(config: dict[str, Any], crd: Path | None) -> Iterator[str]:
     if config.get("kind") != "RayJob":
         yield f"kind must be RayJob, got {config.get('kind')}"
     if crd:
-        validator = jsonschema.Draft202012Validator(_closed(_crd_schema(_read(crd), config.get("apiVersion", ""))))
-        for error in validator.iter_errors(config):
-            yield f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message}"
+        yield from _against(crd, config)
     spec = config.get("spec") or {}
     cluster = spec.get("rayClusterSpec") or {}
     if cluster.get("rayVersion") != ray.__version__:
@@ -195,9 +217,23 @@ def _kuberay(config: dict[str, Any], crd: Path | None) -> Iterator[str]:
             yield f"workerGroupSpecs[{number}].maxReplicas must say how many workers there may be"
 
 
+def _against(crd: Path, config: dict[str, Any]) -> list[str]:
+    definition = _read(crd)
+    try:
+        schema = _closed(_crd_schema(definition, config.get("apiVersion", "")))
+        jsonschema.Draft202012Validator.check_schema(schema)
+        found = list(jsonschema.Draft202012Validator(schema).iter_errors(config))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a malformed schema leads to
+        told = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise InputError(f"--crd {crd} is no definition of a resource ({told}): give KubeRay's of RayJobs") from error
+    return [f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message}" for error in found]
+
+
 def _crd_schema(definition: dict[str, Any], version: str) -> dict[str, Any]:
-    for one in (definition.get("spec") or {}).get("versions") or []:
-        if version == f"{definition['spec'].get('group')}/{one.get('name')}":
+    for one in definition["spec"]["versions"]:
+        if version == f"{definition['spec']['group']}/{one['name']}":
             return one["schema"]["openAPIV3Schema"]
     raise InputError(f"--crd: this definition knows no {version}: give KubeRay's of rayjobs.ray.io")
 
@@ -238,8 +274,3 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{arguments.file}: no fault found; relative paths in it hold for {arguments.file.resolve().parent}")
 
     return exit_status(check)
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    sys.exit(main())

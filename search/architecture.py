@@ -15,12 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from approx_env.errors import InputError, exit_status, run_module
+from search import processes
+
+if __name__ == "__main__":  # before the rest is loaded; Ray's workers can import this module, but not __main__
+    processes.prepare()
+    sys.exit(run_module("search.architecture"))
+
 import pandas as pd
 import pyarrow as pa
 import torch
 
 from approx_env import data, memory, models, options, training
-from approx_env.errors import InputError, exit_status
 from approx_env.options import integer, listed, option
 from search import config, store
 from search.storage import Folder
@@ -165,6 +171,7 @@ def draw(rows: pd.DataFrame, along: str, path: Path) -> None:
 
 
 def _run(argv: list[str] | None) -> None:
+    processes.prepare()
     description = "Trains SqueezeNets over a grid of metaparameters."
     settings = options.parse(Settings, "python -m search.architecture", description, argv, _contradictions)
     dataset = data.load(settings.dataset, settings.data_dir).sized(models.outline(settings.model).image_size)
@@ -182,7 +189,7 @@ def _run(argv: list[str] | None) -> None:
           f"{settings.epochs} epochs", flush=True)  # fmt: skip
     from search.session import session
 
-    with session(settings.address) as scratch:
+    with session(settings.address, same_bits=False) as scratch:
         rows = search(settings, dataset, folder, scratch)
     for along in FIGURES:
         draw(rows, along, folder / f"accuracy-and-size-by-{along}.png")
@@ -196,11 +203,5 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Runs the command; returns its exit status, as `errors.exit_status` has it."""
     return exit_status(lambda: _run(argv))
-
-
-if __name__ == "__main__":
-    from search import architecture  # Ray's workers can import what this module holds, but not __main__
-
-    sys.exit(architecture.main())

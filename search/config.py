@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +12,7 @@ from typing import Any
 
 from approx_env import data, engines, models, options
 from approx_env.options import integer, number, option
-from search import algorithms
+from search import algorithms, processes
 from search.algorithms import ppo
 
 ALGORITHMS = algorithms.NAMES
@@ -33,11 +34,25 @@ def _rungs(text: str) -> tuple[int, ...]:
     return rungs
 
 
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,3})?", text):
+        raise ValueError
+    return text
+
+
+def _place(text: str) -> str:
+    """An object store other than S3 is refused here: pyarrow looks for credentials for minutes before it answers."""
+    scheme, mark, rest = text.partition("://")
+    if mark and (scheme not in ("s3", "file") or not rest or rest.startswith(("/", "?")) != (scheme == "file")):
+        raise ValueError
+    return text
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that the command line decides. A field's flag is its name with dashes."""
 
-    layers: str = option("squeezenet", "network whose layers are approximated", choices=tuple(models.MODELS))
+    model: str = option("squeezenet", "network whose layers are approximated; also --layers", choices=tuple(models.MODELS))
     dataset: str = option("digits", "images to calibrate, search and test on", choices=data.DATASETS)
     data_dir: str | None = option(None, "folder of cifar10 (default data) or imagefolder", metavar="DIR")
     teacher: str | None = option(None, ".int8.json that approx_env.training wrote (default: shipped)", metavar="FILE")
@@ -61,7 +76,7 @@ class Settings:
         metavar="LIST",
     )
     calib_batches: int = integer(16, "batches of calibration images", 1)
-    batch_size: int = integer(32, "images in a calibration batch", 1)
+    calib_batch_size: int = integer(32, "images in a calibration batch", 1)
     lr: float = number(ppo.Options.lr, "PPO's learning rate", above=0, high=1)
     iteration_episodes: int = integer(
         ppo.Options.iteration_episodes, "episodes that PPO learns from at a time; no more runners than these work", 1
@@ -83,12 +98,24 @@ class Settings:
         ppo.Options.envs_per_runner, "configurations that a runner takes through the network in lockstep (PPO)", 1
     )
     engine: str = option("vector", "what runs the network: vector (x86 CPUs) or portable", choices=engines.ENGINES)
-    device: str = option("cpu", "device of the portable engine, as torch names it", metavar="DEVICE")
+    device: str = option(
+        "cpu",
+        "device of the portable engine, as torch names it",
+        type=_device,
+        kind="cpu, mps, cuda, xpu or one of several as cuda:1",
+        metavar="DEVICE",
+    )
     gpus_per_runner: float | None = number(
         None, "GPUs, or the part of one, that a runner asks of Ray (default: 0 on the cpu, else 1)", low=0, high=64
     )
     address: str = option("local", "Ray cluster: local (start one), auto, or HOST:PORT", metavar="ADDRESS")
-    results: str = option("results", "folder that holds the runs: a path, or s3://bucket/path", metavar="DIR")
+    results: str = option(
+        "results",
+        "folder that holds the runs: a path, or s3://bucket/path",
+        type=_place,
+        kind="a path or s3://bucket/path",
+        metavar="DIR",
+    )
     resume: str | None = option(
         None, "go on with this run of --results, which was cut off; only where it runs may be given anew", metavar="RUN"
     )
@@ -119,11 +146,16 @@ def parse(argv: list[str] | None = None) -> Settings:
         InputError: with every problem there is.
     """
     description = "Searches TAP codes for an INT8 CNN."
+    given = sys.argv[1:] if argv is None else argv
+    argv = [re.sub(r"^--layers(?==|$)", "--model", part) for part in given]
     return options.parse(Settings, "python -m search.run", description, argv, _contradictions)
 
 
 # What may be given with --resume: where things are, and what has no influence on what is found.
 RESUMABLE = ("resume", "results", "address", "num_env_runners", "gpus_per_runner", "data_dir", "teacher")
+
+
+RENAMED = {"layers": "model", "batch_size": "calib_batch_size"}  # options that older runs name otherwise
 
 
 def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:
@@ -132,7 +164,9 @@ def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:
     Raises:
         TypeError: they are not those of a search.
     """
-    own = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    own = {
+        RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value for name, value in arguments.items()
+    }
     now = {name: getattr(given, name) for name in RESUMABLE}
     kept = {name: own[name] for name in ("data_dir", "teacher", "gpus_per_runner") if now[name] is None and name in own}
     return Settings(**own | now | kept)
@@ -177,6 +211,8 @@ def session_contradictions(
     """What is wrong with --address and with the `option` that names a run, as `options.parse` wants it."""
     if address not in ("local", "auto") and not re.fullmatch(r".+:\d{1,5}", address):
         yield {"address"}, f"--address must be local, auto or HOST:PORT, got '{address}'"
+    if address == "local" and (crowded := processes.crowded()):
+        yield {"address"}, crowded
     if run_name is not None and (not run_name or run_name.startswith(".") or "/" in run_name or len(run_name) > 100):
         text = f"{options.flag(option)} must be one folder name of at most 100 characters, got '{run_name}'"
         yield {option}, text

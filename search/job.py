@@ -54,7 +54,7 @@ def prepare(settings: Settings) -> Job:
         earlier, settings = _go_on(folder, settings)
         name = earlier["run"]  # the folder may have been renamed
     dataset = data.load(settings.dataset, settings.data_dir)
-    chosen = teacher.read(settings.teacher or teacher.path_of(settings.layers, dataset.name))
+    chosen = teacher.read(settings.teacher or teacher.path_of(settings.model, dataset.name))
     dataset = dataset.sized(chosen.network.input_shape[1])
     settings = _fill_in(settings, dataset)
     problems = _mismatches(settings, dataset, chosen)
@@ -90,7 +90,7 @@ def prepare(settings: Settings) -> Job:
 
 def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
     """The calibration of a network, its layers in the network's order: codes and columns are joined to it by that."""
-    images, _ = dataset.load("calibration", settings.calib_batches * settings.batch_size)
+    images, _ = dataset.load("calibration", settings.calib_batches * settings.calib_batch_size)
     made = calibration.calibrate(
         network,
         np.split(images, settings.calib_batches),
@@ -171,7 +171,7 @@ def _changed(now: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
 
 
 def _default_name(settings: Settings) -> str:
-    return f"{settings.layers}-{settings.dataset}-{settings.algorithm}-{_now():%Y%m%d-%H%M%S}"
+    return f"{settings.model}-{settings.dataset}-{settings.algorithm}-{_now():%Y%m%d-%H%M%S}"
 
 
 def _fill_in(settings: Settings, dataset: data.Dataset) -> Settings:
@@ -186,17 +186,17 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teacher.Teach
     """What dataset, teacher and options disagree on."""
     problems = []
     network, file = chosen.network, chosen.about["file"]
-    if network.model != settings.layers:
-        problems.append(f"teacher {file} is a {network.model}, and --layers asks for {settings.layers}")
+    if network.model != settings.model:
+        problems.append(f"teacher {file} is a {network.model}, and --model asks for {settings.model}")
     if tuple(network.classes) != tuple(dataset.classes):
         problems.append(
             f"teacher {file} knows {_classes(network.classes, dataset.classes)}, and {dataset.name} has "
             f"{_classes(dataset.classes, network.classes)}: give one that was trained on this dataset with --teacher"
         )
-    wanted = settings.calib_batches * settings.batch_size
+    wanted = settings.calib_batches * settings.calib_batch_size
     if wanted > dataset.size("calibration"):
         problems.append(
-            f"--calib-batches {settings.calib_batches} x --batch-size {settings.batch_size} asks for {wanted} images, "
+            f"--calib-batches {settings.calib_batches} x --calib-batch-size {settings.calib_batch_size} asks for {wanted} images, "
             f"and the calibration split of {dataset.name} has {dataset.size('calibration')}: ask for fewer"
         )
     sizes = settings.rungs or (settings.search_images,)

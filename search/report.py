@@ -7,11 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from approx_env.errors import InputError, exit_status, run_module
+
+if __name__ == "__main__":  # before the rest is loaded
+    sys.exit(run_module("search.report"))
+
 import pandas as pd
 
 from approx_env import markdown
 from approx_env.cost import KINDS
-from approx_env.errors import InputError, exit_status
 from search import inspection, store
 from search.storage import Folder
 
@@ -68,38 +72,18 @@ def table(folders: Sequence[str | os.PathLike]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the table; returns the exit status: 0, also if nobody reads on, or 2 for bad input."""
+    """Prints the table; returns the exit status."""
     return exit_status(lambda: _report(list(sys.argv[1:] if argv is None else argv)))
 
 
 def _report(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         told = "Prints finished runs as a Markdown table. A run is a folder that search.run wrote, or s3://bucket/path."
-        return _print(f"usage: {USAGE}\n\n{told}")
+        print(f"usage: {USAGE}\n\n{told}")
+        return
     unknown = [argument for argument in arguments if argument.startswith("-")]
     if unknown:
         raise InputError(f"{unknown[0]} is no option of search.report: {USAGE}")
     if not arguments:
         raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
-    _print(table(arguments))
-
-
-def _print(text: str) -> None:
-    """Prints to a stdout that may be closed, or a pipe that nobody reads any more.
-
-    Raises:
-        InputError: stdout takes nothing.
-    """
-    try:
-        if sys.stdout is None:
-            raise OSError("it is closed")
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-    except OSError as error:
-        sys.stdout = None
-        raise InputError(f"stdout cannot be written ({error}): send it to a file, a pipe or a terminal") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(table(arguments))

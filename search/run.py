@@ -1,4 +1,4 @@
-"""The main job: `python -m search.run --layers squeezenet`. Teacher, calibration, search, selection, results."""
+"""The main job: `python -m search.run --model squeezenet`. Teacher, calibration, search, selection, results."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from approx_env.errors import InputError, exit_status, run_module
+from search import processes
+
+if __name__ == "__main__":  # before the rest is loaded
+    processes.prepare()
+    sys.exit(run_module("search.run"))
+
 import torch
 
 from approx_env import cost
-from approx_env.errors import InputError, exit_status
 from approx_env.network import pool_first
 from search import config, lease, logs, store
 from search.job import Job, claim, differences, note_on_images, prepare
@@ -136,6 +142,7 @@ def _tell_count(handle, job: Job) -> None:
 
 
 def _run(argv: list[str] | None) -> None:
+    processes.prepare()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     job = prepare(config.parse(argv))
@@ -147,9 +154,5 @@ def _run(argv: list[str] | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Runs the command; returns its exit status, as `errors.exit_status` has it."""
     return exit_status(lambda: _run(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

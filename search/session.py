@@ -3,57 +3,157 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
 import socket
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-import ray
+import ray  # before psutil, which it brings
+import psutil  # isort: skip
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from approx_env.errors import InputError
+from approx_env.errors import ENDING, Failure, InputError
+from search import processes
 from search.storage import Folder
 
 OBJECT_STORE_BYTES = 512 * 2**20
 CONNECT_SECONDS = 5
+WATCH_SECONDS = 0.25
+QUIET = {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR}
+NEEDED = {"raylet": "raylet", "gcs_server": "control service (GCS)"}  # Ray's processes, and what to call them
 HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
 
 
 @contextmanager
-def session(address: str, cores: int | None = None) -> Iterator[Path]:
+def session(address: str, cores: int | None = None, same_bits: bool = True) -> Iterator[Path]:
     """Connects to the cluster at `address`, or starts a node of its own for 'local', and leaves nothing behind.
 
-    Gives a folder of this machine for temporary files, which goes at the end. `cores` is how many the node claims to
-    have, if not those of this machine.
+    A node of its own listens on loopback alone, and nobody else can reach its files. Gives a folder of this machine
+    for temporary files, which goes at the end.
+
+    Args:
+        cores: how many the node claims to have, if not those of this machine.
+        same_bits: whether torch rounds in the same way on every CPU; it is slower then, where much is computed.
 
     Raises:
         InputError: no cluster answers there.
+        Failure: a process of Ray's has died; its logs are kept.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet = {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR}
-    temporary = tempfile.mkdtemp(prefix="tapsearch-")
+    variables = processes.SAME_BITS if same_bits else {}
+    # Nobody else may enter it. Ray opens the folders that it makes to all, so they lie one further down.
+    temporary = Path(tempfile.mkdtemp(prefix=processes.FOLDER))
+    watch = None
     try:
         if address == "local":
-            ray.init(address="local", num_cpus=cores, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
-                     _temp_dir=temporary, **quiet)  # fmt: skip
+            with processes.private():
+                watch = _start(temporary, cores, processes.NODE | variables)
+                yield temporary / "scratch"
         else:
-            _join(address, quiet)
-        yield Path(temporary) / "scratch"
+            _join(address, variables)
+            yield temporary / "scratch"
+    except BaseException as error:
+        if watch and (dead := watch.noticed if isinstance(error, KeyboardInterrupt) else watch.dead()):
+            watch.kill()
+            raise Failure(f"Ray's {dead} has died, and the work with it: see whether memory ran out, and Ray's logs in "
+                          f"{_keep_logs(temporary)}; start the command again, a search with --resume RUN") from None  # fmt: skip
+        if watch and isinstance(error, Exception) and not isinstance(error, InputError | BrokenPipeError):
+            print(f"Ray's logs are kept in {_keep_logs(temporary)}", file=sys.stderr)
+        raise
     finally:
+        if watch:
+            watch.stop()
         ray.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _join(address: str, quiet: dict) -> None:
+def _start(temporary: Path, cores: int | None, variables: dict[str, str]) -> _Watch:
+    """Starts a node of this command's own below `temporary`."""
+    folder = temporary / "r"
+    folder.mkdir()
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    enabled, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # so Ray's address is loopback
+    try:
+        with processes.inherited(variables):
+            ray.init(address="local", num_cpus=cores, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
+                     _temp_dir=str(folder), **QUIET)  # fmt: skip
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        _restore(handlers)
+    return _Watch()
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    """Takes SIGTERM back from Ray, which ends without cleaning up."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
+
+
+class _Watch(threading.Thread):
+    """Ends this command when a process dies without which the node is none; Ray itself would wait for a minute."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        started = ray._private.worker._global_node.all_processes
+        self._processes = {name: started[name][0].process for name in NEEDED}
+        self._stopped = threading.Event()
+        self.noticed: str | None = None  # what has died, if this command is ended for it
+        self.start()
+
+    def dead(self) -> str | None:
+        """The name of a process that has died."""
+        return next((NEEDED[name] for name, process in self._processes.items() if process.poll() is not None), None)
+
+    def run(self) -> None:
+        while not self._stopped.wait(WATCH_SECONDS):
+            self.noticed = self.dead()
+            if self.noticed:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def kill(self) -> None:
+        """Ends the raylet and what it has started: without the rest of the node they do not end by themselves."""
+        with suppress(psutil.Error):
+            raylet = psutil.Process(self._processes["raylet"].pid)
+            for process in (*raylet.children(recursive=True), raylet):
+                with suppress(psutil.Error):
+                    process.kill()
+
+    def stop(self) -> None:
+        """Looks no longer."""
+        self._stopped.set()
+        self.join()
+
+
+def _keep_logs(temporary: Path) -> Path:
+    """Moves Ray's logs to where they stay."""
+    kept = Path(tempfile.mkdtemp(prefix="ray-logs-"))
+    for logs in temporary.glob("r/session_2*/logs"):
+        shutil.move(logs, kept)
+    return kept
+
+
+def _join(address: str, variables: dict[str, str]) -> None:
+    handlers = {number: signal.getsignal(number) for number in ENDING}
     try:
         if address != "auto":  # Ray itself would try for minutes
             host, port = address.rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        ray.init(address=address, **quiet)
+        ray.init(address=address, runtime_env={"env_vars": variables}, **QUIET)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
+    finally:
+        _restore(handlers)
 
 
 def room(gpus: float) -> tuple[int, int, int]:

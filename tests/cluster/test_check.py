@@ -1,5 +1,6 @@
 """`python -m cluster.check`: the shipped files are without fault once they are filled in, and each fault is named."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -219,3 +220,68 @@ def test_a_definition_of_something_else(folder, capsys):
     crd.write_text("spec: {group: other.io, versions: [{name: v1}]}")
     assert check.main([str(folder / "rayjob.yaml"), "--crd", str(crd)]) == 2
     assert "knows no ray.io/v1" in capsys.readouterr().err
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
+)
+UNREADABLE = {
+    "alias bomb": BOMB,
+    "self-reference": "a: &a [*a]",
+    "mapping in itself": "a: &a {b: *a}",
+    "too deep": "[" * 5000 + "]" * 5000,
+    "not UTF-8": b"a: \xff\xfe",
+    "NUL": b"a: \x00",
+    "unknown alias": "a: *b",
+    "unknown tag": "!!python/object/apply:os.system [id]",
+    "unhashable key": "? [a]\n: b",
+    "two documents": "a: 1\n---\nb: 2",
+    "empty": "",
+    "a list": "[1, 2]",
+    "tab": "a:\n\t- b",
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, capsys):
+    text = UNREADABLE[name]
+    (tmp_path / "bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert check.main([str(tmp_path / "bad.yaml")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "bad.yaml" in line
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: os.mkfifo(path), lambda path: None])
+def test_what_is_no_file_is_named(tmp_path, make, capsys):
+    make(tmp_path / "bad.yaml")
+    assert check.main([str(tmp_path / "bad.yaml")]) == 2
+    assert "bad.yaml cannot be read" in capsys.readouterr().err
+
+
+SPEC = "spec: {group: ray.io, versions: [{name: v1, schema: {openAPIV3Schema: %s}}]}"
+DEFINITIONS = {
+    **UNREADABLE,
+    "nothing in it": "{}",
+    "spec is a list": "spec: [1]",
+    "versions is a number": "spec: {group: ray.io, versions: 3}",
+    "versions hold texts": "spec: {group: ray.io, versions: [v1]}",
+    "no schema": "spec: {group: ray.io, versions: [{name: v1}]}",
+    "schema is a text": SPEC % "text",
+    "unknown type": SPEC % "{type: thing}",
+    "type is a list in a list": SPEC % "{type: [[string]]}",
+    "nullable without a type": SPEC % "{nullable: true}",
+    "properties is a list": SPEC % "{type: object, properties: [1]}",
+    "broken pattern": SPEC % "{properties: {kind: {pattern: '['}}}",
+    "reference to nothing": SPEC % "{$ref: '#/nowhere'}",
+    "reference to itself": SPEC % "{$ref: '#'}",
+    "another version": "spec: {group: ray.io, versions: [{name: v7, schema: {openAPIV3Schema: {}}}]}",
+}
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_a_malformed_definition_is_named(folder, tmp_path, name, capsys):
+    fill_in(folder / "rayjob.yaml")
+    text = DEFINITIONS[name]
+    (tmp_path / "crd.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert check.main([str(folder / "rayjob.yaml"), "--crd", str(tmp_path / "crd.yaml")]) == 2
+    assert "error: " in (told := capsys.readouterr().err) and ("crd" in told)

@@ -126,7 +126,7 @@ def test_environment(problem):
 def test_search(name, trained, few_digits, cluster, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *arguments: few_digits)
     argv = f"""--layers {name} --teacher {trained} --algorithm random --episodes 3 --search-images 4 --calib-batches 2
-        --batch-size 16 --num-env-runners 1 --top 2 --address {cluster} --results {tmp_path} --run-name r"""
+        --calib-batch-size 16 --num-env-runners 1 --top 2 --address {cluster} --results {tmp_path} --run-name r"""
     assert run.main(argv.split()) == 0, capsys.readouterr().err
     layers = models.build(name, 10).layers
     rows = pd.read_parquet(tmp_path / "r" / "episodes")

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.error import URLError
@@ -14,8 +15,9 @@ import ray
 import torchvision
 from PIL import Image
 
-from approx_env import teacher, training
-from search import run
+from approx_env import catalogue, teacher, training
+from cluster import check
+from search import architecture, report, run
 
 TEACHER = teacher.path_of("squeezenet", "digits")
 TWO, TEN = ("cat", "dog"), tuple("0123456789")
@@ -165,12 +167,12 @@ def no_download(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        ("--layers resnet18", ["--layers", "squeezenet", "alexnet", "resnet18"]),
+        ("--layers resnet18", ["--model", "squeezenet", "alexnet", "resnet18"]),
         ("--dataset mnist", ["--dataset", "digits", "cifar10", "imagefolder", "mnist"]),
         ("--dataset imagefolder", ["--dataset imagefolder", "--data-dir"]),
         ("--search-images 257", ["--search-images 257", "search split", "256"]),
         ("--rungs 64,257", ["--rungs 64,257", "search split", "256"]),
-        ("--calib-batches 100 --batch-size 10", ["--calib-batches 100", "--batch-size 10", "1000", "512"]),
+        ("--calib-batches 100 --calib-batch-size 10", ["--calib-batches 100", "--calib-batch-size 10", "1000", "512"]),
         ("--num-env-runners 4096", ["--num-env-runners 4096"]),
         ("--episodes ten", ["--episodes", "ten"]),
         ("--episodes -5", ["--episodes", "-5"]),
@@ -194,7 +196,7 @@ def test_search_reports_all_that_does_not_fit_at_once(search):
     """Split sizes, the teacher's model and the results folder are looked at together."""
     found = search("--layers", "alexnet", "--teacher", str(TEACHER), "--search-images", "300", "--calib-batches", "17")
     assert len(found) == 3
-    assert all(any(name in text for text in found) for name in ("--layers", "--search-images", "--calib-batches"))
+    assert all(any(name in text for text in found) for name in ("--model", "--search-images", "--calib-batches"))
 
 
 @pytest.mark.parametrize("fault", FOLDER_FAULTS, ids=lambda fault: fault.__name__)
@@ -208,7 +210,7 @@ def test_search_names_what_is_wrong_with_a_data_folder(search, tmp_path, fault):
 def test_search_names_a_broken_image(search, tmp_path, images_to_break, fault):
     for path in images_to_break:
         IMAGE_FAULTS[fault](path)
-    arguments = ["--calib-batches", "1", "--batch-size", "8", "--search-images", "4", "--teacher", str(TEACHER)]
+    arguments = ["--calib-batches", "1", "--calib-batch-size", "8", "--search-images", "4", "--teacher", str(TEACHER)]
     (complaint,) = search("--dataset", "imagefolder", "--data-dir", str(tmp_path / "images"), *arguments)
     assert any(str(path) in complaint for path in images_to_break)
 
@@ -220,14 +222,14 @@ def test_search_says_that_an_own_dataset_needs_an_own_teacher(search, tmp_path):
 
 def test_search_refuses_a_teacher_of_another_number_of_classes(search, tmp_path):
     folder = draw_folder(tmp_path / "images")
-    arguments = ["--calib-batches", "1", "--batch-size", "8", "--search-images", "4", "--teacher", str(TEACHER)]
+    arguments = ["--calib-batches", "1", "--calib-batch-size", "8", "--search-images", "4", "--teacher", str(TEACHER)]
     (complaint,) = search("--dataset", "imagefolder", "--data-dir", str(folder), *arguments)
     assert all(words in complaint for words in (str(TEACHER), "10 classes", "has 2", "--teacher"))
 
 
 def test_search_refuses_a_teacher_of_another_model(search):
     (complaint,) = search("--layers", "alexnet", "--teacher", str(TEACHER))
-    assert all(words in complaint for words in (str(TEACHER), "squeezenet", "--layers", "alexnet"))
+    assert all(words in complaint for words in (str(TEACHER), "squeezenet", "--model", "alexnet"))
 
 
 @pytest.fixture
@@ -295,7 +297,7 @@ def test_the_search_command_itself_ends_with_status_2_and_clear_lines(tmp_path):
     arguments = ["--layers", "resnet", "--top", "0", "--results", str(tmp_path / "results")]
     ended = subprocess.run([sys.executable, "-m", "search.run", *arguments], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert [line.split(" must ")[0] for line in ended.stderr.splitlines()] == ["error: --layers", "error: --top"]
+    assert [line.split(" must ")[0] for line in ended.stderr.splitlines()] == ["error: --model", "error: --top"]
     assert not (tmp_path / "results").exists()
 
 
@@ -361,3 +363,123 @@ def test_training_names_an_output_that_cannot_be_written(train, tmp_path):
 def test_training_explains_a_failed_download(train, tmp_path, no_download):
     (complaint,) = train("--dataset", "cifar10", "--data-dir", str(tmp_path))
     assert all(words in complaint for words in ("CIFAR-10", str(tmp_path), "--data-dir", "--dataset imagefolder"))
+
+
+# -- one line of every kind, for every command
+
+LONG = str(2**63)
+NO_TEXT = "\udcff\udcfe"  # what bytes become that are no UTF-8
+TEXTS = ("--data-dir", "--teacher", "--address", "--results", "--resume", "--run-name", "--model", "--dataset")
+NUMBERS = ("--episodes", "--search-images", "--calib-batches", "--calib-batch-size", "--iteration-episodes", "--top",
+           "--num-env-runners", "--envs-per-runner")  # fmt: skip
+SEARCH = [
+    # What goes for every option of a kind.
+    *(((name, ""), [name]) for name in (*TEXTS, *NUMBERS, "--device", "--seeds", "--rungs", "--engine")),
+    *(((name, NO_TEXT), [name]) for name in ("--data-dir", "--teacher", "--results", "--resume", "--run-name")),
+    *(((name, LONG), [name]) for name in NUMBERS),
+    *(((name, value), [name]) for name in NUMBERS for value in ("-1", "1.5", "1e3", "nan", "x")),
+    # Where results go.
+    (("--results", "s3://"), ["--results", "s3://bucket/path"]),
+    (("--results", "s3:///runs"), ["--results", "s3://bucket/path"]),
+    (("--results", "s3://?scheme=http"), ["--results", "s3://bucket/path"]),
+    (("--results", "gs://"), ["--results", "gs://"]),
+    (("--results", "gs://bucket/runs"), ["--results", "gs://bucket/runs"]),
+    (("--results", "gcs://bucket/runs"), ["--results", "gcs://"]),
+    (("--results", "hdfs://host/runs"), ["--results", "hdfs://"]),
+    (("--results", "http://host/runs"), ["--results", "http://"]),
+    (("--results", "abfs://host/runs"), ["--results", "abfs://"]),
+    (("--results", "file://host/runs"), ["--results", "file://"]),
+    (("--results", "://"), ["--results", "://"]),
+    # Devices.
+    *(
+        (("--engine", "portable", "--device", device), ["--device", device])
+        for device in ("meta", "cpu:0", "gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA", "vulkan", "cuda:1000")
+    ),
+    (("--device", "cuda"), ["--engine portable"]),
+    # Clusters.
+    *((("--address", address), ["--address", address]) for address in ("here", "host", "host:", ":1", "host:123456")),
+    (("--address", "127.0.0.1:1"), ["--address 127.0.0.1:1", "no Ray cluster"]),
+    # Names.
+    *((("--run-name", name), ["--run-name"]) for name in (".", "..", "a/b", "/", ".x", "x" * 101)),
+    *((("--resume", name), ["--resume"]) for name in (".", "..", "a/b", "/", ".x", "x" * 101, "none")),
+    # Lists and other numbers.
+    *((("--seeds", seeds), ["--seeds"]) for seeds in ("1,1", ",", "1,", "-1", LONG, "2147483648", "0..3", "1;2")),
+    *((("--rungs", rungs), ["--rungs"]) for rungs in ("64", "64,64", "256,64", "0,64", "64,", f"64,{LONG}")),
+    *((("--lr", lr), ["--lr"]) for lr in ("0", "-1", "inf", "nan", "2", "1,5")),
+    *((("--tmax-percentile", value), ["--tmax-percentile"]) for value in ("0", "101", "-inf", "90%")),
+    # The command line itself.
+    (("--batch-size", "8"), ["--batch-size"]),
+    (("--layer", "squeezenet"), ["--layer"]),
+    (("squeezenet",), ["squeezenet"]),
+    (("--model",), ["--model"]),
+    (("--layers",), ["--model"]),
+    (("--", "--model"), ["--model"]),
+]
+OTHERS = {
+    report: [
+        ([], ["search.report"]),
+        ([""], ["no finished run"]),
+        (["none"], ["none"]),
+        (["/dev/null"], ["/dev/null"]),
+        (["s3://"], ["s3://"]),
+        (["ftp://host/x"], ["ftp://host/x"]),
+        ([NO_TEXT], ["no finished run"]),
+        (["--speed"], ["--speed"]),
+        (["x" * 5000], ["no finished run"]),
+        (["a\0b"], ["no finished run"]),
+    ],
+    architecture: [
+        (["--sr", ""], ["--sr"]),
+        (["--sr", "0"], ["--sr"]),
+        (["--sr", "0.5,0.5"], ["--sr"]),
+        (["--pct3x3", "1"], ["--pct3x3"]),
+        (["--model", "alexnet"], ["--model"]),
+        (["--model", ""], ["--model"]),
+        (["--epochs", "0"], ["--epochs"]),
+        (["--batch-size", "1"], ["--batch-size"]),
+        (["--seed", LONG], ["--seed"]),
+        (["--run-name", "a/b"], ["--run-name"]),
+        (["--run-name", ""], ["--run-name"]),
+        (["--results", ""], ["--results"]),
+        (["--address", "here"], ["--address"]),
+        (["--layers", "squeezenet"], ["--layers"]),
+    ],
+    training: [
+        (["--output", ""], ["--output"]),
+        (["--initial", ""], ["--initial"]),
+        (["--model", ""], ["--model"]),
+        (["--data-dir", "", "--dataset", "imagefolder"], ["--data-dir"]),
+        (["--seed", LONG], ["--seed"]),
+        (["--epochs", LONG], ["--epochs"]),
+        (["--output", NO_TEXT], ["--output"]),
+    ],
+    catalogue: [([], ["shipped"]), (["none"], ["none"]), (["convert"], ["convert"])],
+    check: [(["none.yaml"], ["none.yaml"]), (["/dev/null"], ["/dev/null"]), (["."], ["regular file"])],
+}
+TABLE = [
+    pytest.param(module, argv, names, id=f"{module.__name__}-{' '.join(argv)[:60]}".encode("ascii", "replace").decode())
+    for module, cases in {run: SEARCH, **OTHERS}.items()
+    for argv, names in cases
+]
+
+
+@pytest.mark.parametrize(("module", "argv", "names"), TABLE)
+def test_a_bad_command_line_is_named_in_one_line(module, argv, names, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray is started in spite of bad input"))
+    monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("a training is begun"))
+    (complaint,) = complaints(module.main(list(argv)), capsys)
+    assert all(name in complaint for name in names)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", [run, architecture])
+def test_a_tmpdir_too_long_for_sockets_is_named(module, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
+    (complaint,) = complaints(module.main([]), capsys)
+    assert "TMPDIR must be at most" in complaint and "x" * 100 in complaint
+
+
+def test_report_explains_itself(capsys):
+    assert report.main(["--help"]) == 0
+    assert "search.report" in capsys.readouterr().out

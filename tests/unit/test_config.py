@@ -17,7 +17,7 @@ UNITS = {
     "--device": "device",
     "--envs-per-runner": "configurations",
     "--gpus-per-runner": "GPUs",
-    "--layers": "",
+    "--model": "",
     "--dataset": "",
     "--data-dir": "",
     "--teacher": "",
@@ -27,7 +27,7 @@ UNITS = {
     "--search-images": "images",
     "--rungs": "images",
     "--calib-batches": "batches",
-    "--batch-size": "images",
+    "--calib-batch-size": "images",
     "--lr": "",
     "--iteration-episodes": "episodes",
     "--accuracy": "",
@@ -46,7 +46,7 @@ UNITS = {
 }
 
 BAD = {
-    "--layers": ["resnet", ""],
+    "--model": ["resnet", ""],
     "--dataset": ["mnist", "DIGITS"],
     "--algorithm": ["sac"],
     "--accuracy": ["top5"],
@@ -55,7 +55,7 @@ BAD = {
     "--search-images": ["0", "-1", "many"],
     "--rungs": ["256", "64,64", "256,64", "0,64", "64,many", "64,,256", "64,256,", ""],
     "--calib-batches": ["0", "-16", "x"],
-    "--batch-size": ["0", "-32", "x"],
+    "--calib-batch-size": ["0", "-32", "x"],
     "--iteration-episodes": ["0", "-1", "x"],
     "--lr": ["0", "-0.1", "nan", "inf", "2", "fast"],
     "--kd-temperature": ["0", "-2", "nan", "inf", "hot"],
@@ -126,8 +126,8 @@ def test_all_contradictions_are_reported_at_once():
 def test_defaults():
     settings = config.parse([])
     assert settings == Settings()
-    assert (settings.layers, settings.dataset, settings.algorithm) == ("squeezenet", "digits", "ppo")
-    assert (settings.calib_batches, settings.batch_size, settings.top) == (16, 32, 30)
+    assert (settings.model, settings.dataset, settings.algorithm) == ("squeezenet", "digits", "ppo")
+    assert (settings.calib_batches, settings.calib_batch_size, settings.top) == (16, 32, 30)
     assert (settings.accuracy, settings.kd_temperature, settings.max_acc_drop) == ("hard", 2.0, 2.0)
     assert (settings.tmax_percentile, settings.tmax_offset) == (90.0, 10)
     assert (settings.address, settings.results, settings.seeds) == ("local", "results", (0,))
@@ -147,6 +147,29 @@ def test_a_resumed_search_has_its_own_options_but_for_where_things_are():
         algorithm="random", rungs=(64, 256), teacher="moved", data_dir="d", resume="r", results="s3://b/x",
         gpus_per_runner=0.5,
     )  # fmt: skip
+
+
+def test_a_run_of_before_names_were_changed_goes_on():
+    own = json.loads(json.dumps(asdict(Settings(model="alexnet", calib_batch_size=8))))
+    own["layers"], own["batch_size"] = own.pop("model"), own.pop("calib_batch_size")
+    assert config.resumed(config.parse(["--resume", "r"]), own) == Settings("alexnet", calib_batch_size=8, resume="r")
+
+
+@pytest.mark.parametrize("argv", [["--layers", "alexnet"], ["--layers=alexnet"], ["--model", "alexnet"]])
+def test_the_model_is_also_called_layers(argv, monkeypatch):
+    assert config.parse(argv).model == "alexnet"
+    monkeypatch.setattr("sys.argv", ["search.run", *argv])
+    assert config.parse(None).model == "alexnet"
+
+
+@pytest.mark.parametrize("place", ["runs", "/runs", "s3://b", "s3://b/x?scheme=http", "file:///tmp/x", "a:b", "with space"])
+def test_places_for_results(place):
+    assert config.parse(["--results", place]).results == place
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1", "mps", "xpu:0"])
+def test_devices(device):
+    assert config.parse(["--engine", "portable", "--device", device]).device == device
 
 
 def test_quintile_is_one_episode_unless_told():

@@ -1,4 +1,5 @@
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,34 @@ def test_an_env_runner_loads_no_library_that_it_does_not_need():
     loaded = "import sys, search.algorithms.ppo.learner; print(*{'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_importing_sets_no_environment_variable_nor_malloc():
+    """Commands and workers do."""
+    program = """
+import os, pkgutil, importlib
+def told():
+    raise AssertionError("malloc is told something")
+import torch, ray, ray.tune, ray.rllib, numba, matplotlib  # which may set their own
+before = dict(os.environ)
+from approx_env import memory
+memory.keep_freed_memory = memory.give_back = told
+for package in ("approx_env", "search", "cluster"):
+    for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
+        importlib.import_module(module.name)
+print({name: value for name, value in os.environ.items() if before.get(name) != value}, before.keys() - os.environ.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "{} set()"), done.stderr
+
+
+def test_a_command_sets_what_nobody_has_set():
+    from search import processes
+
+    program = "import os; from search import processes as p; p.prepare(); print(*(os.environ[n] for n in p.COMMAND))"
+    environment = {name: value for name, value in os.environ.items() if name not in processes.COMMAND}
+    for given, number in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=environment | given, capture_output=True, text=True
+        )
+        assert done.stdout.split() == [number, "0", "1", "0"], done.stderr

@@ -10,7 +10,7 @@ from approx_env import teacher
 from approx_env.errors import InputError
 from search import config, job
 
-LITTLE = "--calib-batches 1 --batch-size 8 --results {} "
+LITTLE = "--calib-batches 1 --calib-batch-size 8 --results {} "
 
 
 def prepare(folder, arguments: str) -> job.Job:

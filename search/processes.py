@@ -1,0 +1,68 @@
+"""What the processes of a search are started with: environment variables, and a folder that Ray's sockets fit into."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+
+# Of a command, before torch and Ray are loaded.
+COMMAND = {
+    "OMP_NUM_THREADS": "1",  # env runners share the cores
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends our commands, not only Tune
+    "RAY_AIR_NEW_OUTPUT": "0",  # no banner: our own line tells the progress
+}
+# Of a node that a command starts. Ray adds the niceness to that of the command; its default of 15 would leave a
+# search what other programs do not want.
+NODE = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+# Of a process that draws or learns. torch and MKL choose instructions by the CPU, and each choice rounds in its own
+# way; with these a policy has the same bits on every x86 CPU. They count when torch is loaded.
+SAME_BITS = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
+
+FOLDER = "tapsearch-"
+SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # that the name of a socket may have
+
+
+def prepare() -> None:
+    """Sets this process's variables, if they are not set. Commands call it before they load torch and Ray."""
+    for name, value in COMMAND.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def inherited(variables: Mapping[str, str]) -> Iterator[None]:
+    """What is started in the block gets these variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def private() -> Iterator[None]:
+    """Files that this process and those that it starts make in the block can be read by their owner alone."""
+    mask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(mask)
+
+
+def crowded() -> str | None:
+    """A sentence if the name of the folder for temporary files is too long for Ray's sockets."""
+    folder = os.fsencode(tempfile.gettempdir())
+    longest = f"/{FOLDER}{'x' * 8}/r/session_2000-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    room = SOCKET_BYTES - len(longest)
+    if len(folder) <= room:
+        return None
+    return (f"TMPDIR must be at most {room} bytes long, because Ray's sockets lie below it, and {os.fsdecode(folder)} has "
+            f"{len(folder)}: set a shorter one, as /tmp")  # fmt: skip

@@ -1,0 +1,58 @@
+"""How a search ends that is told to end, or that loses a process of Ray's: one line, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from search import lease
+from tests.command import LONGEST_SECONDS, Command
+
+ENDLESS = "--model squeezenet_compact --algorithm random --episodes 1000000 --search-images 16 --num-env-runners 1"
+
+
+@pytest.fixture
+def running():
+    command = Command(*ENDLESS.split())
+    yield command
+    command.process.kill()
+
+
+def check(running: Command, status: int) -> str:
+    """It ends with this status and leaves nothing but its rows. Gives what it said on stderr."""
+    ended = running.finish()
+    assert ended.status == status, ended.output + ended.errors
+    assert not any(word in ended.errors for word in ("Traceback", "***", "PC: @")), ended.errors
+    assert not ended.temporary and not ended.processes
+    assert not (ended.folder / lease.FILE).exists()
+    assert len(ended.rows) > 0
+    return ended.errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal(running, number):
+    running.wait_for_rows()
+    running.process.send_signal(number)
+    assert check(running, 128 + number).splitlines() == ["interrupted"]
+
+
+@pytest.mark.parametrize(("file", "name"), [("raylet/raylet", "raylet"), ("gcs_server", "GCS")])
+def test_a_process_of_ray_that_dies(running, file, name):
+    running.wait_for_rows()
+    (number,) = [number for number, line in running._session().items() if line.split(" ")[0].endswith(file)]
+    os.kill(number, signal.SIGKILL)
+    running.process.wait(LONGEST_SECONDS)
+    kept = [path.name for path in running.temporary.glob("ray-logs-*/logs/*")]
+    (line,) = check(running, 1).splitlines()
+    assert line.startswith("error: ") and name in line and "--resume" in line and str(running.temporary) in line
+    assert any(log.startswith("raylet") for log in kept)
+
+
+def test_nobody_reads_what_it_says(tmp_path):
+    """`python -m search.run ... | head -1`"""
+    line = f"{sys.executable} -m search.run {ENDLESS} --results {tmp_path} --run-name r | head -1; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300)
+    assert ended.stdout.splitlines()[1:] == ["141"]
+    assert ended.stderr == ""
