@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
 EPISODES, SEARCH_IMAGES = 10, 32
@@ -85,13 +86,13 @@ class Command:
             assert running and time.monotonic() < end, self.output + self._streams[1].read_text()
             time.sleep(0.02)
 
-    def parts(self) -> int:
-        """How many parts are written."""
-        return len(list(self.folder.glob("episodes/part-*.parquet")))
+    def written(self) -> int:
+        """How many rows are written."""
+        return sum(pq.read_metadata(part).num_rows for part in self.folder.glob("episodes/part-*.parquet"))
 
-    def wait_for_rows(self, parts: int = 1) -> None:
-        """Waits until so many parts are written."""
-        self.wait_until(lambda: self.parts() >= parts)
+    def wait_for_rows(self, count: int = 1) -> None:
+        """Waits until so many rows are written."""
+        self.wait_until(lambda: self.written() >= count)
 
     def titled(self, title: str) -> list[int]:
         """Its processes whose command line begins so."""

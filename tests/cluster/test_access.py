@@ -153,8 +153,9 @@ def mark(tmp_path) -> Path:
 
 
 def test_a_results_folder_from_a_stranger_runs_no_code(tmp_path, mark, capsys):
-    assert run.main(["--layers", "squeezenet_compact", "--episodes", "4", "--search-images", "8", "--top", "1",
-                     "--num-env-runners", "0", "--address", node(), "--results", str(tmp_path), "--run-name", "r"]) == 0  # fmt: skip
+    arguments = "--layers squeezenet_compact --episodes 4 --search-images 8 --top 1 --num-env-runners 0"
+    place = ["--address", node(), "--results", str(tmp_path), "--run-name", "r"]
+    assert run.main([*arguments.split(), *place]) == 0
     folder, attack = tmp_path / "r", pickle.dumps(Attack(mark))
     written = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     assert not [path for path in written if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]

@@ -62,7 +62,7 @@ def test_processes_of_ppo_that_are_killed():
     """An env runner in the middle of an episode, the sink, and the search itself: the fault test that is not slow."""
     running = Command(*PPO.split())
     for victim in ("ray::SingleAgentEnvRunner", "ray::_Sink", "ray::TapPPO"):
-        running.wait_for_rows(running.parts() + 1)
+        running.wait_for_rows(running.written() + 1)
         running.kill(victim)
     assert finished(running, PPO).equals(undisturbed(PPO))
     assert "its process died; it goes on from what is stored" in (running.told.output)
@@ -73,7 +73,7 @@ def test_processes_of_a_baseline_that_are_killed():
     """A scoring process, the search itself, and a scoring process of the validation."""
     running = Command(*RANDOM.split())
     for victim in ("ray::Runner", "ray::BaselineSearch"):
-        running.wait_for_rows(running.parts() + 1)
+        running.wait_for_rows(running.written() + 1)
         running.kill(victim)
     running.wait_until(lambda: "validation images" in running.output)
     running.kill("ray::Runner")
@@ -203,8 +203,8 @@ def test_a_node_that_dies_and_comes_back(cluster):
         actors = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE")], detail=True)
         assert len({actor.node_id for actor in actors if actor.class_name == "SingleAgentEnvRunner"}) == 2
         cluster.remove_node(worker(cluster), allow_graceful=False)
-        parts = running.parts()
-    running.wait_for_rows(parts + 4)
+        written = running.written()
+    running.wait_for_rows(written + 16 + 1)  # a whole iteration without the node
     with running.held():
         cluster.add_node(num_cpus=1, object_store_memory=2**27)
     assert finished(running, PPO).equals(undisturbed(PPO))

@@ -86,14 +86,15 @@ def finish(running: Command, place: str) -> pd.DataFrame:
 def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3):
     rough = s3.place("rough")
     running = Command(*PPO.split(), "--results", rough)
-    running.wait_until(lambda: len((Folder(rough) / "r" / store.EPISODES).names()) >= 2)
+    running.wait_until(lambda: store.read_rows(Folder(rough) / "r"))
     running.process.kill()
     running.finish()
     resumed = Command("--resume", "r", "--results", rough)
-    before = len((Folder(rough) / "r" / store.EPISODES).names())
-    resumed.wait_until(lambda: len((Folder(rough) / "r" / store.EPISODES).names()) > before)
+    before = len(store.read_rows(Folder(rough) / "r"))
+    resumed.wait_until(lambda: len(store.read_rows(Folder(rough) / "r")) > before)
     assert "going on with s3://bucket/rough/r" in resumed.output
-    s3.stop()
+    with resumed.held():
+        s3.stop()
     try:
         resumed.wait_until(lambda: "results cannot be written or read" in resumed.output)
     finally:
