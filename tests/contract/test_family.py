@@ -19,6 +19,7 @@ from search import run
 from tests import command, twins
 
 LARGE = {"squeezenet_v1_0", "squeezenet_v1_1"}  # of 224 pixels
+ODDEST = "squeezenet_complex_bypass"
 SIZES = {"train": 64, "calibration": 32, "search": 16, "validation": 16, "test": 16}
 
 
@@ -29,10 +30,12 @@ def few_digits() -> data.Dataset:
     return replace(digits, labels={split: digits.labels[split][:count] for split, count in SIZES.items()})
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in models.MODELS],
-)
+def members(slow: set[str]) -> list:
+    """All members as parameters, some marked as slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in models.MODELS]
+
+
+@pytest.fixture(scope="module", params=members(LARGE))
 def name(request) -> str:
     return request.param
 
@@ -126,6 +129,7 @@ def test_environment(problem):
     check_env(TapEnv(Evaluator(problem)), skip_render_check=True)
 
 
+@pytest.mark.parametrize("name", members(set(models.MODELS) - {ODDEST}), indirect=True)
 def test_search(name, trained, few_digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *arguments: few_digits)
     argv = f"""--layers {name} --teacher {trained} --algorithm random --episodes 3 --search-images 4 --calib-batches 2
