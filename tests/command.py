@@ -12,12 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
+from ray.cluster_utils import Cluster
 
 EPISODES, SEARCH_IMAGES = 10, 32
 PPO_ALEXNET = f"--layers alexnet --episodes {EPISODES} --iteration-episodes 4 --num-env-runners "
@@ -97,10 +98,24 @@ class Command:
         """Its processes whose command line begins so."""
         return [number for number, line in sorted(self._session().items()) if line.startswith(title)]
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The driver sleeps meanwhile, so that the search cannot go on beyond its present step and end."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def kill(self, title: str) -> None:
         """Kills one of its processes, as a machine does that fails."""
-        self.wait_until(lambda: self.titled(title))
-        os.kill(self.titled(title)[0], signal.SIGKILL)
+        victims: list[int] = []
+        while not victims:
+            self.wait_until(lambda: self.titled(title))
+            with self.held():  # it does not end while it is looked for
+                victims = self.titled(title)
+                for victim in victims[:1]:
+                    os.kill(victim, signal.SIGKILL)
 
     def finish(self, seconds: float = LONGEST_SECONDS) -> Run:
         """Waits for its end, and removes whatever it has left, but for its results."""
@@ -136,6 +151,26 @@ class Command:
 
 
 @functools.cache
-def run(arguments: str, repetition: int = 0) -> Run:
-    """The finished run of `python -m search.run ARGUMENTS` on few images; another one for each `repetition`."""
-    return Command(*arguments.split(), "--search-images", str(SEARCH_IMAGES)).finish()
+def node() -> str:
+    """Address of a Ray node that searches share, one after another; it lives as long as the tests."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    return Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 2**28}).address
+
+
+@functools.cache
+def run(arguments: str, *, alone: bool = False) -> Run:
+    """The finished run of `python -m search.run ARGUMENTS` on few images.
+
+    Args:
+        alone: on a Ray of its own, as a person has it; else on the one that tests share.
+    """
+    place = [] if alone else ["--address", node()]
+    return Command(*arguments.split(), *place, "--search-images", str(SEARCH_IMAGES)).finish()
+
+
+def copy_checkout(target: Path) -> None:
+    """Copies what a checkout holds, without what was made in it since."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(None, listed.stdout.split("\0")):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target / name)

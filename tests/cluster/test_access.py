@@ -16,7 +16,7 @@ import pytest
 
 from approx_env import teacher
 from search import processes, report, run
-from tests.command import ROOT, Command
+from tests.command import ROOT, Command, node
 
 RAY = [sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())"]
 HEAD, DASHBOARD = "127.0.0.1:6391", "127.0.0.1:8291"
@@ -79,6 +79,7 @@ def status(token: str | None) -> int | None:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("token", "answer"), [(None, 401), ("b" * 64, 403), ("a" * 64, 200)])
 def test_the_jobs_api(head, token, answer):
     assert status(token) == answer
@@ -87,6 +88,7 @@ def test_the_jobs_api(head, token, answer):
 CLIENT = f"import ray; ray.init(address='{HEAD}', log_to_driver=False); print('in', ray.cluster_resources()['CPU'])"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [None, "wrong", "right"])
 def test_a_client(head, home, token):
     ended = subprocess.run(
@@ -95,6 +97,7 @@ def test_a_client(head, home, token):
     assert ("in 2.0" in ended.stdout) == (ended.returncode == 0) == (token == "right"), ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token", [None, "wrong", "right"])
 def test_a_node(head, home, token, tmp_path):
     """It would join, and go again, in network and process spaces of its own hosts; here it is one more raylet."""
@@ -120,6 +123,7 @@ def test_a_node(head, home, token, tmp_path):
         process.wait(60)
 
 
+@pytest.mark.slow
 def test_a_search_without_the_token(head, home):
     """With it one runs in test_hosts."""
     arguments = "--layers squeezenet_compact --algorithm quintile --search-images 16 --top 1 --num-env-runners 1"
@@ -210,8 +214,9 @@ def mark(tmp_path) -> Path:
 
 
 def test_a_results_folder_from_a_stranger_runs_no_code(tmp_path, mark, capsys):
-    assert run.main(["--layers", "squeezenet_compact", "--episodes", "4", "--search-images", "8", "--top", "1",
-                     "--num-env-runners", "0", "--results", str(tmp_path), "--run-name", "r"]) == 0  # fmt: skip
+    arguments = "--layers squeezenet_compact --episodes 4 --search-images 8 --top 1 --num-env-runners 0"
+    place = ["--address", node(), "--results", str(tmp_path), "--run-name", "r"]
+    assert run.main([*arguments.split(), *place]) == 0
     folder, attack = tmp_path / "r", pickle.dumps(Attack(mark))
     written = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     assert not [path for path in written if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
@@ -246,7 +251,7 @@ def test_no_product_code_unpickles():
     found = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for package in ("approx_env", "search", "cluster")
-        for path in sorted((ROOT / package).glob("*.py"))
+        for path in sorted((ROOT / package).rglob("*.py"))
         for line in path.read_text().splitlines()
         if re.search(
             r"import.*pickle|pickle.*import|pickle\w*\.loads?\(|read_pickle|allow_pickle|joblib|dill|shelve", line

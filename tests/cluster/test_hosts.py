@@ -4,7 +4,6 @@ Each test goes on where the one before it has stopped.
 """
 
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -15,9 +14,12 @@ import pytest
 
 from tests.cluster import hosts
 from tests.cluster.hosts import CLIENT, Hosts
-from tests.command import ROOT
+from tests.command import ROOT, copy_checkout
 
-pytestmark = pytest.mark.skipif(hosts.missing() is not None, reason=str(hosts.missing()))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(hosts.missing() is not None, reason=str(hosts.missing())),
+]
 
 README = ROOT / "cluster" / "README.md"
 JOIN_SECONDS, JOB_SECONDS = 240, 600
@@ -34,11 +36,7 @@ def commands(heading: str) -> list[str]:
 def network():
     """Three bare hosts, and the client, where a checkout and its environment are."""
     with Hosts("head", "w1", "w2", CLIENT) as made:
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
-        for name in filter(None, listed.stdout.split("\0")):
-            target = made.shared / "checkout" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target)
+        copy_checkout(made.shared / "checkout")
         made.ssh(CLIENT, "mv /shared/checkout ~/tapsearch")
         made.ssh(CLIENT, f"echo 'export PATH={hosts.SITE}/bin:$PATH RAY_AUTH_MODE=token' >> ~/.bashrc")
         yield made

@@ -9,10 +9,10 @@ from pyarrow import fs
 
 from search import report, store
 from search.storage import Folder
-from tests.cluster.test_faults import PPO, TOP
+from tests.cluster.test_faults import PPO, TOP, undisturbed
 from tests.command import Command
 
-REGION, EPISODES = "us-east-1", 320  # PPO's
+REGION, EPISODES = "us-east-1", 160  # PPO's
 QUIET = {
     "AWS_ACCESS_KEY_ID": "nobody",
     "AWS_SECRET_ACCESS_KEY": "nothing",
@@ -82,7 +82,8 @@ def finish(running: Command, place: str) -> pd.DataFrame:
     return rows.drop(columns="time").sort_values("episode", ignore_index=True)
 
 
-def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3, undisturbed):
+@pytest.mark.slow
+def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3):
     rough = s3.place("rough")
     running = Command(*PPO.split(), "--results", rough)
     running.wait_until(lambda: store.read_rows(Folder(rough) / "r"))
@@ -92,12 +93,13 @@ def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3, u
     before = len(store.read_rows(Folder(rough) / "r"))
     resumed.wait_until(lambda: len(store.read_rows(Folder(rough) / "r")) > before)
     assert "going on with s3://bucket/rough/r" in resumed.output
-    s3.stop()
+    with resumed.held():
+        s3.stop()
     try:
         resumed.wait_until(lambda: "results cannot be written or read" in resumed.output)
     finally:
         s3.start()
-    assert finish(resumed, rough).equals(undisturbed[PPO])
+    assert finish(resumed, rough).equals(undisturbed(PPO))
     # What people read it with: pandas, and the report.
     here = str(Folder(rough) / "r"), rough.partition("?")[2]
     assert len(pd.read_parquet(f"{here[0]}/{store.EPISODES}?{here[1]}")) == EPISODES
@@ -105,6 +107,7 @@ def test_a_search_that_loses_its_driver_and_its_store_is_as_if_undisturbed(s3, u
     assert report.row((Folder(rough) / "r").place)[0] == "squeezenet_compact"
 
 
+@pytest.mark.slow
 def test_a_second_run_of_a_name_is_refused(s3):
     Folder(s3.place("taken/r")).write_json("run.json", {})
     refused = Command(*PPO.split(), "--results", s3.place("taken")).finish()

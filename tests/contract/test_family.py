@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from ray.cluster_utils import Cluster
 
 from approx_env import calibration, data, engines, models, quantize, teacher, training
 from approx_env.env import TapEnv
@@ -17,8 +16,10 @@ from approx_env.network import Network, pool_first
 from approx_env.nodes import Addition
 from approx_env.vector import VectorEngine
 from search import run
-from tests import twins
+from tests import command, twins
 
+LARGE = {"squeezenet_v1_0", "squeezenet_v1_1"}  # of 224 pixels
+ODDEST = "squeezenet_complex_bypass"
 SIZES = {"train": 64, "calibration": 32, "search": 16, "validation": 16, "test": 16}
 
 
@@ -29,7 +30,12 @@ def few_digits() -> data.Dataset:
     return replace(digits, labels={split: digits.labels[split][:count] for split, count in SIZES.items()})
 
 
-@pytest.fixture(scope="module", params=models.MODELS)
+def members(slow: set[str]) -> list:
+    """All members as parameters, some marked as slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in models.MODELS]
+
+
+@pytest.fixture(scope="module", params=members(LARGE))
 def name(request) -> str:
     return request.param
 
@@ -55,16 +61,6 @@ def problem(network, few_digits) -> Problem:
     sized = few_digits.sized(network.input_shape[1])
     calibrated = calibration.calibrate(network, [sized.load("calibration")[0]])
     return Problem(network, calibrated, *sized.load("search", 4), Reward())
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A Ray node that all searches of this module share."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        node = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 2**28})
-        yield node.address
-        node.shutdown()
 
 
 def test_layers_follow_from_the_model(name, network):
@@ -123,10 +119,11 @@ def test_environment(problem):
     check_env(TapEnv(Evaluator(problem)), skip_render_check=True)
 
 
-def test_search(name, trained, few_digits, cluster, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", members(set(models.MODELS) - {ODDEST}), indirect=True)
+def test_search(name, trained, few_digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *arguments: few_digits)
     argv = f"""--layers {name} --teacher {trained} --algorithm random --episodes 3 --search-images 4 --calib-batches 2
-        --calib-batch-size 16 --num-env-runners 1 --top 2 --address {cluster} --results {tmp_path} --run-name r"""
+        --calib-batch-size 16 --num-env-runners 1 --top 2 --address {command.node()} --results {tmp_path} --run-name r"""
     assert run.main(argv.split()) == 0, capsys.readouterr().err
     layers = models.build(name, 10).layers
     rows = pd.read_parquet(tmp_path / "r" / "episodes")

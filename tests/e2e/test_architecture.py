@@ -4,12 +4,16 @@ import subprocess
 import sys
 
 import pandas as pd
+import pytest
+
+from tests.command import node
 
 
+@pytest.mark.slow
 def test_two_points(tmp_path):
     argv = "--model squeezenet_compact --sr 0.125,0.5 --pct3x3 0.25 --epochs 4 --batch-size 64 --run-name r"
     done = subprocess.run(
-        [sys.executable, "-m", "search.architecture", *argv.split(), "--results", str(tmp_path)],
+        [sys.executable, "-m", "search.architecture", *argv.split(), "--results", str(tmp_path), "--address", node()],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from PIL import Image
 
 from approx_env import data, teacher, training
 from search import run
+from tests.command import node
 
 CLASSES = ("n01440764", "n02102040", "n02979186")
 SIDES = ((320, 240), (500, 375), (213, 320), (400, 400))  # width, height
@@ -30,6 +31,7 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_training_and_search(folder, tmp_path, capsys):
     argv = f"""--model squeezenet_v1_1 --dataset imagefolder --data-dir {folder} --epochs 3 --batch-size 4
         --output {tmp_path}"""
@@ -40,7 +42,8 @@ def test_training_and_search(folder, tmp_path, capsys):
     assert made.network.classes == CLASSES
     assert made.about["int8_accuracy"]["validation"] > 0.6  # colours are easily told apart
     argv = f"""--layers squeezenet_v1_1 --dataset imagefolder --data-dir {folder} --teacher {path} --calib-batches 2
-        --calib-batch-size 4 --search-images 4 --algorithm quintile --num-env-runners 1 --results {tmp_path} --run-name r"""
+        --calib-batch-size 4 --search-images 4 --algorithm quintile --num-env-runners 1 --address {node()} --results {tmp_path}
+        --run-name r"""
     assert run.main(argv.split()) == 0, capsys.readouterr().err
     best = json.loads((tmp_path / "r" / "best.json").read_text())
     assert list(best["layers"]) == ["conv1", *(f"fire{k}" for k in range(2, 10))]

@@ -9,7 +9,7 @@ import pytest
 from approx_env import calibration, data, teacher
 from approx_env.evaluator import Evaluator, Problem, Reward
 from search import report, store
-from tests.command import Command, Run
+from tests.command import Command, Run, node
 
 EPISODES, TOP = 6, 2  # of each seed
 RUNGS = {16: 2 * EPISODES, 64: 3, 128: 2}  # ceil(12 * 16 / 64); ceil(3 * 64 / 128)
@@ -99,7 +99,7 @@ def test_nothing_is_left_running_or_half_written(run):
 
 
 def test_a_search_of_one_configuration_promotes_it():
-    run = Command(*"--algorithm quintile --num-env-runners 0 --rungs 64,256".split()).finish()
+    run = Command(*f"--algorithm quintile --num-env-runners 0 --rungs 64,256 --address {node()}".split()).finish()
     assert run.status == 0, run.errors
     assert list(run.rows.sort_values("search_images")["episode_id"]) == ["quintile-seed0-0", "quintile-seed0-0@256"]
     assert "1 of 1 configurations promoted to 256 images" in run.output

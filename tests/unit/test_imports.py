@@ -9,10 +9,11 @@ import pytest
 import approx_env
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(Path(approx_env.__file__).parent.glob("*.py"))
+PACKAGE = Path(approx_env.__file__).parent
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_approx_env_imports_neither_ray_nor_search(path):
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
