@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray  # before psutil, which it brings
+
 import psutil  # isort: skip
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from approx_env.errors import InputError
-from search import config, inspection, job, ledger, lease, report, store
+from search import config, inspection, job, lease, ledger, report, store
 from search.storage import Folder, as_json
 
 LAYERS, TMAX, EPISODES = ("conv1", "fire2"), (35, 255), 4

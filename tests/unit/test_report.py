@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from approx_env.errors import InputError
 from search import report
 
 ROOT = Path(__file__).parents[2]
