@@ -154,7 +154,8 @@ class Command:
 def node() -> str:
     """Address of a Ray node that searches share, one after another; it lives as long as the tests."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    return Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 2**28}).address
+    head = {"num_cpus": 2, "object_store_memory": 2**28, "include_dashboard": False}
+    return Cluster(initialize_head=True, head_node_args=head).address
 
 
 @functools.cache
