@@ -9,8 +9,11 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from approx_env import calibration, convolution, data, tap, teacher
-from approx_env.evaluator import Configuration, Evaluator, Problem, Reward, Score
+from approx_env import data, tap
+from approx_env.engines.vector import convolution
+from approx_env.scoring import calibration
+from approx_env.scoring.evaluator import Configuration, Evaluator, Problem, Reward, Score
+from approx_env.teachers import store
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 16, 32
 
@@ -214,7 +217,7 @@ def shipped_problem(model: str = "squeezenet", engine: str | None = None) -> Pro
         if engine == "portable":
             print("this CPU has no AVX2: the portable engine scores, slowly (engine='portable')", file=sys.stderr)
     dataset = data.load("digits")
-    network = teacher.read(teacher.path_of(model, "digits")).network
+    network = store.read(store.path_of(model, "digits")).network
     images, _ = dataset.load("calibration", CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE)
     batches = np.split(images, CALIBRATION_BATCHES)
     calibrated = calibration.calibrate(network, batches, engine=engine)

@@ -8,7 +8,7 @@ A layer's activations are codes `c` in 0..255 (`z = 0` behind a ReLU). Its four 
              v2  for t2 < c <= tmax
              c   for      c >  tmax          valid:  1 <= t1 < v1 < t2 < v2 <= tmax <= 255
 
-This module is the definition; `approx_env.kernels` holds its fast twin.
+This module is the definition; `approx_env.engines.vector.kernels` holds its fast twin.
 """
 
 from __future__ import annotations

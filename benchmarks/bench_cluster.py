@@ -21,13 +21,13 @@ import ray
 from ray import tune
 
 from approx_env import env
-from approx_env.calibration import Calibration
-from approx_env.evaluator import Score
+from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.evaluator import Score
 from benchmarks import record
-from search import sink, store
 from search.algorithms.ppo import Options, learner
-from search.session import session
-from search.storage import Folder
+from search.results import sink, store
+from search.results.folder import Folder
+from search.workers.session import session
 
 SECONDS = 0.5  # of an evaluation
 PROCESSES = 8  # at most

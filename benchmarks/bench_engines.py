@@ -21,8 +21,8 @@ import onnxruntime
 import openvino
 import torch
 
-from approx_env.network import Network
-from approx_env.nodes import INPUT
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import INPUT
 from benchmarks import onnx_twin, record, timing, workload
 
 BATCHES = (1, 32, 256)

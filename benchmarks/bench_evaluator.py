@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from approx_env import memory
-from approx_env.evaluator import Configuration, Evaluator, Problem
+from approx_env.engines import memory
+from approx_env.scoring.evaluator import Configuration, Evaluator, Problem
 from benchmarks import landed, record, timing, workload
 from benchmarks.float_reference import BATCH, FloatReference
 

@@ -31,9 +31,9 @@ import ray
 
 from benchmarks import bare_actor, record, search_job, trace
 from benchmarks.search_job import SearchJob
-from search import store
 from search.algorithms import ppo
-from search.session import session
+from search.results import store
+from search.workers.session import session
 
 EPISODES_AN_ITERATION = ppo.Options.iteration_episodes
 RUNNERS = (1, 2)

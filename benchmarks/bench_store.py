@@ -24,10 +24,10 @@ import pandas as pd
 import pyarrow as pa
 
 from approx_env import tap
-from approx_env.cost import KINDS
+from approx_env.int8.cost import KINDS
 from benchmarks import record, timing, workload
-from search import sink, store
-from search.storage import Folder
+from search.results import sink, store
+from search.results.folder import Folder
 
 AN_ITERATION, MANY = 32, 1000
 FLUSHES = 20

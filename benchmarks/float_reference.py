@@ -1,6 +1,6 @@
 """A search episode as it is plainly written in PyTorch: float32, NCHW, fake-quantised, TAP by `torch.where`.
 
-It does the same job as `approx_env.evaluator`, from the same weights, with the teacher run again in every episode.
+It does the same job as `approx_env.scoring.evaluator`, from the same weights, with the teacher run again in every episode.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from approx_env import data
-from approx_env.evaluator import Configuration, Problem
-from approx_env.nodes import (
+from approx_env.int8.nodes import (
     INPUT,
     Addition,
     Concatenation,
@@ -25,6 +24,7 @@ from approx_env.nodes import (
     Site,
     Weighted,
 )
+from approx_env.scoring.evaluator import Configuration, Problem
 from approx_env.tap import HIGHEST_CODE
 
 BATCH = 128

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from approx_env.network import Network
-from approx_env.nodes import (
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import (
     INPUT,
     Addition,
     Concatenation,

@@ -12,7 +12,7 @@ import numpy as np
 
 from approx_env import markdown
 from benchmarks import record
-from search.storage import Folder
+from search.results.folder import Folder
 
 FILE = "ratios.json"
 

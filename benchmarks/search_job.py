@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from approx_env import data, teacher
+from approx_env import data
+from approx_env.teachers import store
 from benchmarks import workload
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +52,7 @@ class SearchJob:
         self.folder = below / "run"
         options = {
             "layers": "squeezenet", "dataset": "imagefolder", "data-dir": images,
-            "teacher": teacher.path_of("squeezenet", "digits"), "episodes": episodes, "search-images": search_images,
+            "teacher": store.path_of("squeezenet", "digits"), "episodes": episodes, "search-images": search_images,
             "num-env-runners": runners, "top": 1, "results": below, "run-name": self.folder.name,
         }  # fmt: skip
         self._output = (below / "output").open("w+")

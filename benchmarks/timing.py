@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 
-from approx_env import memory
+from approx_env.engines import memory
 
 
 def use_one_thread() -> None:

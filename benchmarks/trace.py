@@ -25,7 +25,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 def install() -> None:
     """From now on this process notes when it enters and leaves the evaluator."""
-    from approx_env.evaluator import Evaluation, Evaluator
+    from approx_env.scoring.evaluator import Evaluation, Evaluator
 
     Evaluator.begin = _traced(Evaluator.begin)
     Evaluation.advance = _traced(Evaluation.advance)

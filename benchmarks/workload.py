@@ -7,12 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from approx_env import calibration, data, engines, models, quantize, teacher
-from approx_env.calibration import Calibration
-from approx_env.engine import Engine
+from approx_env import data
+from approx_env.engines import build as engines
+from approx_env.engines.base import Engine
 from approx_env.env import CALIBRATION_BATCH_SIZE, CALIBRATION_BATCHES
-from approx_env.evaluator import Configuration, Problem, Reward
-from approx_env.network import Network, pool_first
+from approx_env.int8 import quantize
+from approx_env.int8.network import Network, pool_first
+from approx_env.scoring import calibration
+from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.evaluator import Configuration, Problem, Reward
+from approx_env.teachers import models, store
 
 SHIPPED = ("squeezenet_compact", "alexnet", "squeezenet")
 CALIBRATION_IMAGES = CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE
@@ -28,7 +32,7 @@ def images(count: int) -> tuple[np.ndarray, np.ndarray]:
 def network(model: str) -> Network:
     """The shipped digits teacher of `model`; of a model without one, an untrained network, which is as fast."""
     if model in SHIPPED:
-        return teacher.read(teacher.path_of(model, "digits")).network
+        return store.read(store.path_of(model, "digits")).network
     torch.manual_seed(0)
     dataset = data.load("digits")
     module = models.build(model, len(dataset.classes))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from approx_env.errors import InputError, exit_status, run_module
-from search import processes
+from search.workers import processes
 
 if __name__ == "__main__":  # before the rest is loaded; Ray's workers can import this module, but not __main__
     processes.prepare()
@@ -26,10 +26,15 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from approx_env import data, memory, models, options, training
+from approx_env import data, options
+from approx_env.engines import memory
 from approx_env.options import integer, listed, option
-from search import config, store
-from search.storage import Folder
+from approx_env.teachers import models
+from approx_env.teachers.training import loop
+from approx_env.teachers.training.recipe import Recipe
+from search import config
+from search.results import store
+from search.results.folder import Folder
 
 BYTES = 4  # of a float parameter
 GRACE = 4  # ASHA stops nothing before this share of the epochs is done
@@ -86,14 +91,14 @@ def train_one(point: dict[str, float], settings: Settings, dataset: data.Dataset
 
     torch.set_num_threads(1)
     memory.keep_freed_memory()
-    recipe = training.Recipe(epochs=settings.epochs, batch_size=settings.batch_size, precision="float32",
+    recipe = Recipe(epochs=settings.epochs, batch_size=settings.batch_size, precision="float32",
                              seed=settings.seed, **point)  # fmt: skip
     shape = models.outline(settings.model, len(dataset.classes), **recipe.architecture)
     count = sum(parameter.numel() for parameter in shape.parameters())
     fixed = {"model": settings.model, "dataset": dataset.name, "seed": settings.seed, **point,
              "parameters": count, "float_bytes": BYTES * count}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        training.train(
+        loop.train(
             settings.model, dataset, recipe, Path(folder) / "checkpoint",
             observe=lambda record: tune.report({name: (fixed | record)[name] for name in COLUMNS.names}),
         )  # fmt: skip
@@ -187,7 +192,7 @@ def _run(argv: list[str] | None) -> None:
         raise InputError(f"--results {settings.results} cannot be written ({error}): choose another folder") from error
     print(f"{settings.model} on {dataset.name}: {len(settings.sr) * len(settings.pct3x3)} trainings of at most "
           f"{settings.epochs} epochs", flush=True)  # fmt: skip
-    from search.session import session
+    from search.workers.session import session
 
     with session(settings.address, same_bits=False) as scratch:
         rows = search(settings, dataset, folder, scratch)

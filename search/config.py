@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from approx_env import data, engines, models, options
+from approx_env import data, options
+from approx_env.engines import build as engines
 from approx_env.options import integer, number, option
-from search import algorithms, processes
+from approx_env.teachers import models
+from search import algorithms
 from search.algorithms import ppo
+from search.workers import processes
 
 ALGORITHMS = algorithms.NAMES
 ACCURACIES = ("hard", "soft")
@@ -155,7 +158,6 @@ def parse(argv: list[str] | None = None) -> Settings:
 RESUMABLE = ("resume", "results", "address", "num_env_runners", "gpus_per_runner", "data_dir", "teacher")
 
 
-RENAMED = {"layers": "model", "batch_size": "calib_batch_size"}  # options that older runs name otherwise
 
 
 def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:
@@ -164,9 +166,7 @@ def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:
     Raises:
         TypeError: they are not those of a search.
     """
-    own = {
-        RENAMED.get(name, name): tuple(value) if isinstance(value, list) else value for name, value in arguments.items()
-    }
+    own = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     now = {name: getattr(given, name) for name in RESUMABLE}
     kept = {name: own[name] for name in ("data_dir", "teacher", "gpus_per_runner") if now[name] is None and name in own}
     return Settings(**own | now | kept)

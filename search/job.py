@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from approx_env import calibration, data, options, teacher
+from approx_env import data, options
 from approx_env.errors import InputError
-from approx_env.evaluator import Problem, Reward
-from approx_env.network import Network
-from search import config, inspection, lease, store
+from approx_env.int8.network import Network
+from approx_env.scoring import calibration
+from approx_env.scoring.evaluator import Problem, Reward
+from approx_env.teachers import store as teachers
+from search import config
 from search.config import Settings
-from search.storage import Folder
+from search.results import inspection, lease, store
+from search.results.folder import Folder
 
 PACKAGES = ("tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow")
 
@@ -32,7 +35,7 @@ class Job:
 
     settings: Settings
     dataset: data.Dataset
-    teacher: teacher.Teacher
+    teacher: teachers.Teacher
     problem: Problem  # as it is searched
     rungs: tuple[Problem, ...]  # it, then the same on more images, which begin with those of the rung before
     held_out: dict[str, Problem]  # the same on the validation and on the test images
@@ -54,7 +57,7 @@ def prepare(settings: Settings) -> Job:
         earlier, settings = _go_on(folder, settings)
         name = earlier["run"]  # the folder may have been renamed
     dataset = data.load(settings.dataset, settings.data_dir)
-    chosen = teacher.read(settings.teacher or teacher.path_of(settings.model, dataset.name))
+    chosen = teachers.read(settings.teacher or teachers.path_of(settings.model, dataset.name))
     dataset = dataset.sized(chosen.network.input_shape[1])
     settings = _fill_in(settings, dataset)
     problems = _mismatches(settings, dataset, chosen)
@@ -182,7 +185,7 @@ def _fill_in(settings: Settings, dataset: data.Dataset) -> Settings:
     return replace(settings, search_images=images)
 
 
-def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teacher.Teacher) -> list[str]:
+def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teachers.Teacher) -> list[str]:
     """What dataset, teacher and options disagree on."""
     problems = []
     network, file = chosen.network, chosen.about["file"]

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from approx_env.errors import InputError, exit_status, run_module
-from search import processes
+from search.workers import processes
 
 if __name__ == "__main__":  # before the rest is loaded
     processes.prepare()
@@ -17,10 +17,12 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from approx_env import cost
-from approx_env.network import pool_first
-from search import config, lease, logs, store
+from approx_env.int8 import cost
+from approx_env.int8.network import pool_first
+from search import config
 from search.job import Job, claim, differences, note_on_images, prepare
+from search.results import lease, store
+from search.workers import logs
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
 
@@ -53,8 +55,9 @@ def search(job: Job) -> None:
     """Runs the searches on Ray, then selects and writes the results."""
     import ray
 
-    from search import promotion, sink, trials, validation
-    from search.session import check_shared, session
+    from search.results import sink
+    from search.stages import promotion, trials, validation
+    from search.workers.session import check_shared, session
 
     with session(job.settings.address) as scratch:
         job = replace(job, settings=_on_cluster(job.settings))
@@ -85,7 +88,7 @@ def _on_cluster(settings: config.Settings) -> config.Settings:
     Raises:
         InputError: it can never offer what the runners ask for.
     """
-    from search import session
+    from search.workers import session
 
     cores, room, at_head = session.room(settings.gpus)
     if settings.num_env_runners is None:

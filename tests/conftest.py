@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from approx_env import calibration, data, quantize, teacher
-from approx_env.evaluator import Evaluator, Problem, Reward
-from approx_env.network import Network
-from approx_env.nodes import Convolution, Flatten, Linear, MaxPool, Site
+from approx_env import data
+from approx_env.int8 import quantize
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import Convolution, Flatten, Linear, MaxPool, Site
+from approx_env.scoring import calibration
+from approx_env.scoring.evaluator import Evaluator, Problem, Reward
+from approx_env.teachers import store
 
 MODELS = ("squeezenet", "alexnet")
 CALIBRATION_IMAGES, SEARCH_IMAGES = 64, 24
@@ -36,7 +39,7 @@ def digits() -> data.Dataset:
 @pytest.fixture(scope="session")
 def networks() -> dict[str, Network]:
     """The shipped INT8 digits teachers by model."""
-    return {model: teacher.read(teacher.path_of(model, "digits")).network for model in MODELS}
+    return {model: store.read(store.path_of(model, "digits")).network for model in MODELS}
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,14 @@ from functools import partial
 
 import numpy as np
 
-from approx_env import convolution, data, reference
-from approx_env.engine import Engine
-from approx_env.network import Network
-from approx_env.nodes import INPUT
-from approx_env.portable import PortableEngine
-from approx_env.vector import VectorEngine
+from approx_env import data
+from approx_env.engines import reference
+from approx_env.engines.base import Engine
+from approx_env.engines.portable import PortableEngine
+from approx_env.engines.vector import convolution
+from approx_env.engines.vector.engine import VectorEngine
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import INPUT
 
 # Every way in which this machine can run a network, by name.
 ENGINES: dict[str, Callable[..., Engine]] = {

@@ -4,7 +4,7 @@ A module has
 
 - `Options`, a frozen dataclass whose fields all have defaults. A field with the name of a command-line setting gets
   that setting's value;
-- `Search(calibration, seed, options)`, which proposes configurations as `AskTell` says. `search.trainable` scores them,
+- `Search(calibration, seed, options)`, which proposes configurations as `AskTell` says. `search.stages.trainable` scores them,
   writes the rows, and resumes.
 
 An algorithm that cannot be driven so has `trial(calibration, options, **where)` in place of `Search`: a Tune trainable
@@ -24,7 +24,7 @@ from dataclasses import fields
 from types import ModuleType
 from typing import Any, Protocol
 
-from approx_env.evaluator import Configuration
+from approx_env.scoring.evaluator import Configuration
 
 Score = Mapping[str, Any]  # 'return', 'accuracy', 'soft_accuracy', 'drop_points', 'kd', 'at', each a float
 

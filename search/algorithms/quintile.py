@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from approx_env.calibration import Calibration
-from approx_env.evaluator import Configuration
+from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.evaluator import Configuration
 from search.algorithms import Score
 
 

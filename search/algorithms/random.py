@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from approx_env import tap
-from approx_env.calibration import Calibration
-from approx_env.evaluator import Configuration
+from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.evaluator import Configuration
 from search.algorithms import Score
 
 

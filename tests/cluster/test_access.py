@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from approx_env import teacher
-from search import processes, report, run
+from approx_env.teachers import store
+from search import run
+from search.results import report
+from search.workers import processes
 from tests.command import ROOT, Command, node
 
 RAY = [sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())"]
@@ -237,7 +239,7 @@ def test_a_results_folder_from_a_stranger_runs_no_code(tmp_path, mark, capsys):
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_a_teacher_from_a_stranger_runs_no_code(tmp_path, mark, capsys, suffix):
-    shipped = teacher.path_of("squeezenet_compact", "digits")
+    shipped = store.path_of("squeezenet_compact", "digits")
     for path in (shipped, shipped.with_suffix(".safetensors")):
         shutil.copy(path, tmp_path)
     (tmp_path / shipped.name).with_suffix(suffix).write_bytes(pickle.dumps(Attack(mark)))
@@ -258,4 +260,4 @@ def test_no_product_code_unpickles():
         )
         or (re.search(r"(?<!safetensors\.)torch\.load\(", line) and "weights_only=True" not in line)
     ]
-    assert found == ["search/runners.py: return ray.get(ray.cloudpickle.loads(shared))"]
+    assert found == ["search/search/workers/pool.py: return ray.get(ray.cloudpickle.loads(shared))"]

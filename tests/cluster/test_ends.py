@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from search import lease
+from search.results import lease
 from tests.command import LONGEST_SECONDS, Command
 
 ENDLESS = "--model squeezenet_compact --algorithm random --episodes 1000000 --search-images 16 --num-env-runners 1"

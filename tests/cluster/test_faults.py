@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from ray.util.state import list_actors
 
 from search import run as search_run
-from search import store
+from search.results import store
 from tests.command import Command, Run, node
 
 TOP = 5
@@ -98,7 +98,7 @@ def test_a_driver_that_is_killed_goes_on_in_another_process():
 
 @pytest.mark.slow
 def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(tmp_path, monkeypatch, capsys):
-    from search import validation
+    from search.stages import validation
 
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -7,8 +7,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from search import report, store
-from search.storage import Folder
+from search.results import report, store
+from search.results.folder import Folder
 from tests.cluster.test_faults import PPO, TOP, undisturbed
 from tests.command import Command
 

@@ -8,7 +8,7 @@ ENVIRONMENT = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.install",
 
 def install() -> None:
     """From now on every evaluation in this process raises, or ends the process."""
-    from approx_env.evaluator import Evaluation
+    from approx_env.scoring.evaluator import Evaluation
 
     def advance(self, codes):
         if os.environ["TAPSEARCH_TEST_BUG"] == "die":

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from approx_env import convolution, data, tap
+from approx_env import data, tap
 from approx_env import env as environment
+from approx_env.engines.portable import PortableEngine
+from approx_env.engines.vector import convolution
 from approx_env.env import TapEnv, TapVectorEnv
 from approx_env.errors import InputError
-from approx_env.portable import PortableEngine
 
 OUTCOME = {"codes", "accuracy", "soft_accuracy", "drop_points", "kd", "at", "return", "layer_shares", "shares"}
 

@@ -9,12 +9,17 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from approx_env import calibration, data, engines, models, quantize, teacher, training
+from approx_env import data
+from approx_env.engines import build as engines
+from approx_env.engines.vector.engine import VectorEngine
 from approx_env.env import TapEnv
-from approx_env.evaluator import Evaluator, Problem, Reward, Score
-from approx_env.network import Network, pool_first
-from approx_env.nodes import Addition
-from approx_env.vector import VectorEngine
+from approx_env.int8 import quantize
+from approx_env.int8.network import Network, pool_first
+from approx_env.int8.nodes import Addition
+from approx_env.scoring import calibration
+from approx_env.scoring.evaluator import Evaluator, Problem, Reward, Score
+from approx_env.teachers import models, store
+from approx_env.teachers.training import loop, program
 from search import run
 from tests import command, twins
 
@@ -47,13 +52,13 @@ def trained(name, few_digits, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data, "load", lambda *arguments: few_digits)
         argv = ["--model", name, "--epochs", "1", "--batch-size", "16", "--output", str(folder)]
-        assert training.main(argv) == 0
+        assert program.main(argv) == 0
     return folder / f"{name}-digits.int8.json"
 
 
 @pytest.fixture(scope="module")
 def network(trained) -> Network:
-    return teacher.read(trained).network
+    return store.read(trained).network
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +106,9 @@ def test_pools_move_in_front_of_layers_without_a_change(network, problem):
 
 
 def test_int8_follows_the_float_network(trained, network, few_digits):
-    module = teacher.read_float(str(trained).replace(".int8.", ".float."))
+    module = store.read_float(str(trained).replace(".int8.", ".float."))
     images, _ = few_digits.sized(module.image_size).load("validation")
-    exact = training.predictor(module, module.standardised)(images)
+    exact = loop.predictor(module, module.standardised)(images)
     found = VectorEngine(network).forward(images)
     assert (found - exact).abs().mean() < 0.1 * exact.std()
 
@@ -154,5 +159,5 @@ def test_quantising_needs_no_model_class(few_digits):
         module, images, model="own", classes=few_digits.classes, layers={"a": "one", "b": "two"}, attention=("b",)
     )
     assert len({made.scales[layer] for layer in ("a", "b", "first", "second")}) == 1
-    exact = training.predictor(module)(images)
+    exact = loop.predictor(module)(images)
     assert (VectorEngine(made).forward(images) - exact).abs().max() < 0.05 * exact.abs().max()

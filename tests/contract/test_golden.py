@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from approx_env import engines, env, evaluator
-from approx_env.evaluator import Evaluator
+from approx_env import env
+from approx_env.engines import build as engines
+from approx_env.scoring import evaluator
+from approx_env.scoring.evaluator import Evaluator
 from tests.twins import ENGINES
 
 SCORES = json.loads((Path(__file__).parent.parent / "golden" / "scores.json").read_text())

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from approx_env import calibration, data, env, tap, teacher
-from approx_env.evaluator import Evaluator, Problem, Reward
-from search import store
-from search.storage import Folder
+from approx_env import data, env, tap
+from approx_env.scoring import calibration
+from approx_env.scoring.evaluator import Evaluator, Problem, Reward
+from approx_env.teachers import store as teachers
+from search.results import store
+from search.results.folder import Folder
 from tests import command
 from tests.command import EPISODES, PPO_ALEXNET, SEARCH_IMAGES, Command, Run
 from tests.contract import broken
@@ -42,7 +44,7 @@ def run(algorithm) -> Run:
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     """The problem that the runs searched, put together without the command."""
-    digits, network = data.load("digits"), teacher.read(teacher.path_of("squeezenet", "digits")).network
+    digits, network = data.load("digits"), teachers.read(teachers.path_of("squeezenet", "digits")).network
     images, _ = digits.load("calibration", 512)
     calibrated = calibration.calibrate(network, np.split(images, 16))
     return Problem(network, calibrated, *digits.load("search", SEARCH_IMAGES), Reward())

@@ -15,11 +15,13 @@ import ray
 import torchvision
 from PIL import Image
 
-from approx_env import catalogue, teacher, training
+from approx_env.teachers import catalogue, store
+from approx_env.teachers.training import program
 from cluster import check
-from search import architecture, report, run
+from search import architecture, run
+from search.results import report
 
-TEACHER = teacher.path_of("squeezenet", "digits")
+TEACHER = store.path_of("squeezenet", "digits")
 TWO, TEN = ("cat", "dog"), tuple("0123456789")
 
 
@@ -136,7 +138,7 @@ def train(tmp_path, capsys):
 
     def call(*arguments: str, folder: Path = output) -> list[str]:
         try:
-            status = training.main([*arguments, "--epochs", "1", "--output", str(folder)])
+            status = program.main([*arguments, "--epochs", "1", "--output", str(folder)])
         except SystemExit as exit_:
             status = exit_.code
         return complaints(status, capsys)
@@ -444,7 +446,7 @@ OTHERS = {
         (["--address", "here"], ["--address"]),
         (["--layers", "squeezenet"], ["--layers"]),
     ],
-    training: [
+    program: [
         (["--output", ""], ["--output"]),
         (["--initial", ""], ["--initial"]),
         (["--model", ""], ["--model"]),
@@ -467,7 +469,7 @@ TABLE = [
 def test_a_bad_command_line_is_named_in_one_line(module, argv, names, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray is started in spite of bad input"))
-    monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("a training is begun"))
+    monkeypatch.setattr(program, "train", lambda *args, **kwargs: pytest.fail("a training is begun"))
     (complaint,) = complaints(module.main(list(argv)), capsys)
     assert all(name in complaint for name in names)
     assert not list(tmp_path.iterdir())

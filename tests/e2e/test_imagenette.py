@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from approx_env import data, teacher, training
+from approx_env import data
+from approx_env.teachers import store
+from approx_env.teachers.training import program
 from search import run
 from tests.command import node
 
@@ -35,9 +37,9 @@ def folder(tmp_path_factory):
 def test_training_and_search(folder, tmp_path, capsys):
     argv = f"""--model squeezenet_v1_1 --dataset imagefolder --data-dir {folder} --epochs 3 --batch-size 4
         --output {tmp_path}"""
-    assert training.main(argv.split()) == 0, capsys.readouterr().err
+    assert program.main(argv.split()) == 0, capsys.readouterr().err
     path = tmp_path / f"squeezenet_v1_1-imagefolder-{folder.name}.int8.json"
-    made = teacher.read(path)
+    made = store.read(path)
     assert made.network.input_shape == (3, 224, 224)
     assert made.network.classes == CLASSES
     assert made.about["int8_accuracy"]["validation"] > 0.6  # colours are easily told apart

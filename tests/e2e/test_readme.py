@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ratios
-from search import report
+from search.results import report
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "results" / "README.md"]

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from approx_env import calibration, data, teacher
-from approx_env.evaluator import Evaluator, Problem, Reward
-from search import report, store
+from approx_env import data
+from approx_env.scoring import calibration
+from approx_env.scoring.evaluator import Evaluator, Problem, Reward
+from approx_env.teachers import store as teachers
+from search.results import report, store
 from tests.command import Command, Run, node
 
 EPISODES, TOP = 6, 2  # of each seed
@@ -32,7 +34,7 @@ def top(run) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def problem() -> Problem:
     """The problem on all search images, put together without the command."""
-    digits, network = data.load("digits"), teacher.read(teacher.path_of("squeezenet", "digits")).network
+    digits, network = data.load("digits"), teachers.read(teachers.path_of("squeezenet", "digits")).network
     images, _ = digits.load("calibration", 512)
     return Problem(network, calibration.calibrate(network, np.split(images, 16)), *digits.load("search"), Reward())
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from approx_env import convolution, reference
-from approx_env.network import Network
-from approx_env.nodes import Convolution, Site
+from approx_env.engines import reference
+from approx_env.engines.vector import convolution
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import Convolution, Site
 
 pytestmark = pytest.mark.skipif(not convolution.available(), reason="this CPU has no AVX2")
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from approx_env import calibration, distill
+from approx_env.scoring import calibration, distill
 
 LOGITS = st.tuples(st.integers(1, 6), st.integers(2, 7)).flatmap(
     lambda shape: st.tuples(*[hnp.arrays(np.float32, shape, elements=st.floats(-30, 30, width=32))] * 2)

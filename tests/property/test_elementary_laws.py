@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from approx_env import elementary
+from approx_env.scoring import elementary
 
 ULPS = 2
 EXP = [

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from approx_env import cost, quantize, reference, tap
-from approx_env.network import Network, pool_first
-from approx_env.nodes import INPUT, Convolution, Flatten, Linear, Site
-from approx_env.vector import VectorEngine
+from approx_env import tap
+from approx_env.engines import reference
+from approx_env.engines.vector.engine import VectorEngine
+from approx_env.int8 import cost, quantize
+from approx_env.int8.network import Network, pool_first
+from approx_env.int8.nodes import INPUT, Convolution, Flatten, Linear, Site
 from tests.twins import ENGINES, check_every_node
 
 # -- random networks

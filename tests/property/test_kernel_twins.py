@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from approx_env import convolution, kernels, reference, tap
-from approx_env.network import Network
-from approx_env.nodes import MaxPool, Site
+from approx_env import tap
+from approx_env.engines import reference
+from approx_env.engines.vector import convolution, kernels
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import MaxPool, Site
 
 SEEDS = st.integers(0, 2**32)
 # Around bytes, 32-byte vectors and the 128 channels that are counted in a byte.

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from approx_env import nodes, quantize
+from approx_env.int8 import nodes, quantize
 
 WEIGHTS = hnp.arrays(
     np.float64,

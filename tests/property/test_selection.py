@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search import selection
+from search.results import selection
 
 RETURNS = (0.5, 0.25, 0.5, -1.0, 0.75, 0.5, 0.0)  # some of them equal
 ROWS = st.lists(

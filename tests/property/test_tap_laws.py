@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from approx_env import kernels, reference, tap
+from approx_env import tap
+from approx_env.engines import reference
+from approx_env.engines.vector import kernels
 
 ALL = np.arange(256, dtype=np.uint8)
 BYTES = hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=4, max_side=9), elements=st.integers(0, 255))

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from approx_env import augment as module
-from approx_env.augment import augment, flips
+from approx_env.teachers import augment as module
+from approx_env.teachers.augment import augment, flips
 
 NEVER = torch.zeros(64, dtype=torch.bool)
 

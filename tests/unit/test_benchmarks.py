@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from approx_env import tap
-from approx_env.evaluator import Evaluator
+from approx_env.scoring.evaluator import Evaluator
 from benchmarks import onnx_twin, ratios, search_job, timing, trace, workload
 from benchmarks.float_reference import FloatReference
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from approx_env import calibration, reference
+from approx_env.engines import reference
 from approx_env.errors import InputError
+from approx_env.scoring import calibration
 
 
 def histogram(counts: dict[int, int]) -> np.ndarray:

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from approx_env import catalogue, models, teacher
-from approx_env.network import Network
-from approx_env.nodes import Linear, Site
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import Linear, Site
+from approx_env.teachers import catalogue, models, store
 
 ENTRIES = json.loads(catalogue.TEACHERS.read_text())
 ENTRY = {
@@ -103,6 +103,6 @@ def test_bad_input(argv, capsys):
 
 
 def test_entries_lie_in_the_package_or_with_the_results():
-    assert {teacher.SHIPPED, catalogue.ROOT / "results" / "teachers"} >= {
+    assert {store.SHIPPED, catalogue.ROOT / "results" / "teachers"} >= {
         (catalogue.ROOT / each["file"]).parent for each in ENTRIES
     }

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from approx_env import checkpoint as module
-from approx_env.checkpoint import Checkpoint
 from approx_env.errors import InputError
+from approx_env.teachers import checkpoint as module
+from approx_env.teachers.checkpoint import Checkpoint
 
 IDENTITY = {"model": "m", "seed": 3, "lr": None, "share": 0.25, "norm": True}
 

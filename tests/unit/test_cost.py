@@ -4,10 +4,12 @@ from itertools import product
 import numpy as np
 import pytest
 
-from approx_env import calibration, cost, reference
-from approx_env.evaluator import Evaluator, Problem, Reward
-from approx_env.network import Network
-from approx_env.nodes import Concatenation, Convolution, Linear, MaxPool, Site
+from approx_env.engines import reference
+from approx_env.int8 import cost
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import Concatenation, Convolution, Linear, MaxPool, Site
+from approx_env.scoring import calibration
+from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 
 
 def convolution(name, source, inputs, outputs, kernel, stride=1, padding=0) -> Convolution:

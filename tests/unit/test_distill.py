@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from approx_env import distill
+from approx_env.scoring import distill
 
 
 def test_kd_of_equal_logits_is_zero():

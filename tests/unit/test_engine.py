@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from approx_env import convolution, reference, vector
+from approx_env.engines import reference
+from approx_env.engines.vector import convolution
+from approx_env.engines.vector import engine as vector
+from approx_env.engines.vector.engine import VectorEngine
 from approx_env.errors import InputError
-from approx_env.network import Network, pool_first
-from approx_env.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, Site
-from approx_env.vector import VectorEngine
+from approx_env.int8.network import Network, pool_first
+from approx_env.int8.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, Site
 from tests import twins
 
 # Pixels of two channels; p = pixel - 128 is [[10, -4], [0, 100]] and [[2, 8], [-20, 50]].

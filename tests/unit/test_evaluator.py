@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from approx_env import calibration, env, reference, tap
-from approx_env.evaluator import Evaluator, Problem, Reward
-from approx_env.vector import VectorEngine
+from approx_env import env, tap
+from approx_env.engines import reference
+from approx_env.engines.vector.engine import VectorEngine
+from approx_env.scoring import calibration
+from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 
 
 @pytest.fixture(scope="module")

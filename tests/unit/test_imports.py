@@ -40,7 +40,7 @@ def told():
     raise AssertionError("malloc is told something")
 import torch, ray, ray.tune, ray.rllib, numba, matplotlib  # which may set their own
 before = dict(os.environ)
-from approx_env import memory
+from approx_env.engines import memory
 memory.keep_freed_memory = memory.give_back = told
 for package in ("approx_env", "search", "cluster"):
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
@@ -52,9 +52,9 @@ print({name: value for name, value in os.environ.items() if before.get(name) != 
 
 
 def test_a_command_sets_what_nobody_has_set():
-    from search import processes
+    from search.workers import processes
 
-    program = "import os; from search import processes as p; p.prepare(); print(*(os.environ[n] for n in p.COMMAND))"
+    program = "import os; from search.workers import processes as p; p.prepare(); print(*(os.environ[n] for n in p.COMMAND))"
     environment = {name: value for name, value in os.environ.items() if name not in processes.COMMAND}
     for given, number in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
         done = subprocess.run(

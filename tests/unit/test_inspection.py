@@ -18,8 +18,9 @@ import safetensors.torch
 import torch
 
 from approx_env.errors import InputError
-from search import config, inspection, job, lease, ledger, report, store
-from search.storage import Folder, as_json
+from search import config, job
+from search.results import inspection, lease, ledger, report, store
+from search.results.folder import Folder, as_json
 
 LAYERS, TMAX, EPISODES = ("conv1", "fire2"), (35, 255), 4
 INFO = ledger.RunInfo("r", "squeezenet", "digits", LAYERS, TMAX, 32)

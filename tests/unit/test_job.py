@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from approx_env import teacher
 from approx_env.errors import InputError
+from approx_env.teachers import store
 from search import config, job
 
 LITTLE = "--calib-batches 1 --calib-batch-size 8 --results {} "
@@ -114,7 +114,7 @@ def test_a_run_with_every_option_goes_on_as_it_was_begun(tmp_path):
     ],
 )
 def test_a_teacher_of_other_classes_is_refused(tmp_path, digits, classes, told):
-    shipped = teacher.read(teacher.path_of("squeezenet", "digits"))
+    shipped = store.read(store.path_of("squeezenet", "digits"))
     network = SimpleNamespace(model="squeezenet", classes=classes)
     other = replace(shipped, network=network)
     (problem,) = job._mismatches(config.Settings(search_images=8), digits, other)

@@ -4,7 +4,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from approx_env.journal import Journal
+from approx_env.teachers.journal import Journal
 
 RECORD = {
     "stage": "float",

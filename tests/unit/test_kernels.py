@@ -1,6 +1,6 @@
 import numpy as np
 
-from approx_env import kernels
+from approx_env.engines.vector import kernels
 
 
 def test_tap():

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from approx_env.errors import InputError
-from search import lease, store
-from search.storage import Folder, as_json
+from search.results import lease, store
+from search.results.folder import Folder, as_json
 
 
 @pytest.fixture(autouse=True)

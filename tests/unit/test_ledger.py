@@ -2,7 +2,7 @@
 
 import pytest
 
-from search import ledger, store
+from search.results import ledger, store
 from tests.unit.test_sink import INFO, LAYERS, again, ids, message
 
 

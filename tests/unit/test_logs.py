@@ -3,8 +3,8 @@
 import pytest
 
 from approx_env.errors import InputError
-from search import logs
-from search.storage import Folder
+from search.results.folder import Folder
+from search.workers import logs
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@ import sys
 
 import pytest
 
-from approx_env import memory
+from approx_env.engines import memory
 
 # Frees four blocks of 64 MiB, and tells how much of them the process held and has left, in MiB.
 PROGRAM = """
 import sys
 import numpy as np
-from approx_env.memory import keep_freed_memory
+from approx_env.engines.memory import keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 // 2**20
@@ -43,7 +43,7 @@ def test_giving_back_lowers_what_the_process_holds():
     """In a process of its own: 100 MB kept after they are freed, and then given back."""
     program = """
 import numpy as np
-from approx_env import memory
+from approx_env.engines import memory
 
 def resident_mb():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6

@@ -3,9 +3,9 @@ import torch
 import torchvision
 from torch import nn
 
-from approx_env import models
 from approx_env.errors import InputError
-from approx_env.models import squeezenet
+from approx_env.teachers import models
+from approx_env.teachers.models import squeezenet
 
 SQUEEZENET_LAYERS = ["conv1", *(f"fire{i}" for i in range(2, 10))]
 ALEXNET_LAYERS = [*(f"conv{i}" for i in range(1, 6)), "fc1", "fc2"]

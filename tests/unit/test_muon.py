@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from approx_env.muon import Muon, orthogonalised
+from approx_env.teachers.muon import Muon, orthogonalised
 
 SHAPES = [(8, 8), (16, 64), (64, 16), (32, 33), (3, 1), (1, 5), (48, 9 * 16)]
 

@@ -3,9 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from approx_env import models, quantize
-from approx_env.network import Network, pool_first
-from approx_env.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, MaxPool, Site, Weighted
+from approx_env.int8 import quantize
+from approx_env.int8.network import Network, pool_first
+from approx_env.int8.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, MaxPool, Site, Weighted
+from approx_env.teachers import models
 
 # name: input channels, squeeze, expand on each side, positions
 FIRES = {
@@ -226,7 +227,7 @@ def test_bounds_that_engines_rely_on(bound):
     node = replace(convolution("c", "input", 2, 2, 1), **BROKEN[bound])
     with pytest.raises(ValueError) as caught:
         network_of(node, Site("s", ("c",)), shape=(2, 3, 3))
-    assert str(caught.value) == f"node 'c' must have {bound}: quantise its module by approx_env.quantize"
+    assert str(caught.value) == f"node 'c' must have {bound}: quantise its module by approx_env.int8.quantize"
 
 
 def test_weight_scales_follow_from_multipliers(by_hand):

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from approx_env import engines, portable
+from approx_env.engines import build as engines
+from approx_env.engines import portable
+from approx_env.engines.portable import PortableEngine
+from approx_env.engines.vector.engine import VectorEngine
 from approx_env.errors import InputError
-from approx_env.network import Network
-from approx_env.nodes import INPUT, Flatten, Linear, Site
-from approx_env.portable import PortableEngine
-from approx_env.vector import VectorEngine
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import INPUT, Flatten, Linear, Site
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from ray.rllib.core.columns import Columns
 
 from search.algorithms.ppo import episodes, learner
 from search.algorithms.ppo.policy import LAYER
-from search.runners import ScoringFailed
+from search.workers.runners import ScoringFailed
 
 
 @pytest.mark.parametrize("runners", [1, 2, 3, 8, 64])

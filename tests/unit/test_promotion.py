@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from search import promotion, store
+from search.results import store
+from search.stages import promotion
 from tests.unit.test_inspection import LAYERS, ROWS
 
 

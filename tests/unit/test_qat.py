@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from approx_env import data, models, qat, quantize
-from approx_env.vector import VectorEngine
+from approx_env import data
+from approx_env.engines.vector.engine import VectorEngine
+from approx_env.int8 import quantize
+from approx_env.teachers import models, qat
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), np.uint8)
 

@@ -7,10 +7,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from approx_env import data, quantize
+from approx_env import data
+from approx_env.engines.vector.engine import VectorEngine
 from approx_env.errors import InputError
-from approx_env.nodes import Concatenation, Convolution, Flatten, GlobalAveragePool, Linear, MaxPool, Site, weight_pairs
-from approx_env.vector import VectorEngine
+from approx_env.int8 import quantize
+from approx_env.int8.nodes import (
+    Concatenation,
+    Convolution,
+    Flatten,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Site,
+    weight_pairs,
+)
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), np.uint8)
 

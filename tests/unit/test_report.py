@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search import report
+from search.results import report
 
 ROOT = Path(__file__).parents[2]
 RUN = str(ROOT / "results" / "reference" / "squeezenet-quintile")

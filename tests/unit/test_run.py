@@ -7,9 +7,11 @@ import pytest
 import ray
 
 from approx_env.errors import InputError
-from search import job, lease, ledger, run, session, store
+from search import job, run
 from search.config import Settings
-from search.storage import Folder
+from search.results import lease, ledger, store
+from search.results.folder import Folder
+from search.workers import session
 
 GPU = {"engine": "portable", "device": "cuda"}
 NODES = {

@@ -8,8 +8,8 @@ import pytest
 import ray
 
 from approx_env.errors import InputError
-from search import runners
-from search.runners import Losses, Runners, ScoringFailed
+from search.workers import runners
+from search.workers.runners import Losses, Runners, ScoringFailed
 
 RAY = {"num_cpus": 2, "object_store_memory": 2**27, "include_dashboard": False, "log_to_driver": False}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from search import selection
+from search.results import selection
 
 
 def row(codes: tuple, value: float, seed: int = 0, episode: int = 0) -> dict:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from search import lease, sink, store
-from search.sink import Progress, RunInfo
-from search.storage import Folder
+from search.results import lease, sink, store
+from search.results.folder import Folder
+from search.results.sink import Progress, RunInfo
 
 LAYERS, TMAX = ("conv1", "fire2"), (35, 255)
 INFO = RunInfo("r", "squeezenet", "digits", LAYERS, TMAX, 32)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from approx_env.errors import InputError
-from search.storage import Folder
+from search.results.folder import Folder
 
 
 def inside(folder: Path) -> list[str]:

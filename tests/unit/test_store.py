@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from search import store
-from search.storage import Folder
+from search.results import store
+from search.results.folder import Folder
 
 LAYERS = ("conv1", "fire2")
 CODES = ((7, 14, 21, 28), (1, 2, 3, 4))

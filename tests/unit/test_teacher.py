@@ -7,11 +7,15 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
-from approx_env import data, models, nodes, quantize, teacher, training
+from approx_env import data
+from approx_env.engines.vector.engine import VectorEngine
 from approx_env.errors import InputError
-from approx_env.vector import VectorEngine
+from approx_env.int8 import nodes, quantize
+from approx_env.teachers import models, store
+from approx_env.teachers.training import loop, program
+from approx_env.teachers.training.recipe import Recipe
 
-RECIPE = training.Recipe(epochs=1)
+RECIPE = Recipe(epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +24,7 @@ def made(tmp_path_factory, few):
     torch.manual_seed(0)
     module = models.build("squeezenet", 2).eval()
     stem = tmp_path_factory.mktemp("made") / "squeezenet-few"
-    training.write_teachers(stem, "squeezenet", module, few, RECIPE)
+    program.write_teachers(stem, "squeezenet", module, few, RECIPE)
     calibration, _ = few.load("calibration")
     quantised = quantize.quantize(
         module, calibration, model="squeezenet", classes=few.classes, layers=module.layers, attention=module.attention
@@ -36,7 +40,7 @@ def folder(made, tmp_path):
 
 def refusal(path) -> str:
     with pytest.raises(InputError) as caught:
-        teacher.read(path)
+        store.read(path)
     assert len(caught.value.problems) == 1
     return str(caught.value)
 
@@ -53,7 +57,7 @@ def test_files(made):
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_int8_teacher_returns_as_it_was(made, few, suffix):
     _, quantised, stem = made
-    read = teacher.read(f"{stem}.int8{suffix}")
+    read = store.read(f"{stem}.int8{suffix}")
     assert read.network.layers == quantised.layers
     assert read.network.attention == quantised.attention
     assert read.network.classes == ("even", "odd")
@@ -68,7 +72,7 @@ def test_int8_teacher_returns_as_it_was(made, few, suffix):
 
 def test_float_teacher_returns_as_it_was(made, few):
     module, _, stem = made
-    read = teacher.read_float(f"{stem}.float.json")
+    read = store.read_float(f"{stem}.float.json")
     assert not read.training
     x = data.normalise(few.load("search")[0])
     with torch.inference_mode():
@@ -77,7 +81,7 @@ def test_float_teacher_returns_as_it_was(made, few):
 
 def test_what_is_known_of_the_making(made, few):
     module, quantised, stem = made
-    about = teacher.read(f"{stem}.int8.json").about
+    about = store.read(f"{stem}.int8.json").about
     assert about["dataset"] == "few"
     assert about["recipe"] == vars(RECIPE)
     assert about["file"] == f"{stem}.int8.json"
@@ -92,7 +96,7 @@ def test_what_is_known_of_the_making(made, few):
 
 def test_accuracies_are_printed(small, few, capsys, tmp_path):
     torch.manual_seed(0)
-    training.write_teachers(tmp_path / "t", "squeezenet", models.build("squeezenet", 2).eval(), few, RECIPE)
+    program.write_teachers(tmp_path / "t", "squeezenet", models.build("squeezenet", 2).eval(), few, RECIPE)
     lines = capsys.readouterr().out.splitlines()
     kinds = [line.split(":")[0] for line in lines[:3]]
     assert kinds == ["float", "INT8, MSE-optimal scales", "INT8, clipped maximum scales"]
@@ -102,8 +106,8 @@ def test_accuracies_are_printed(small, few, capsys, tmp_path):
 
 def test_accuracy_in_batches(small):
     runner = VectorEngine(small.network)
-    whole = training.accuracy(runner.forward, small.images, small.labels)
-    assert whole == training.accuracy(runner.forward, small.images, small.labels, batch_size=7)
+    whole = loop.accuracy(runner.forward, small.images, small.labels)
+    assert whole == loop.accuracy(runner.forward, small.images, small.labels, batch_size=7)
     assert whole == (runner.forward(small.images).argmax(1).numpy() == small.labels).mean()
 
 
@@ -158,7 +162,7 @@ def test_float_teacher_is_no_int8_teacher(folder):
 def test_int8_teacher_is_no_float_teacher(folder):
     path = folder / "squeezenet-few.int8.json"
     with pytest.raises(InputError) as caught:
-        teacher.read_float(path)
+        store.read_float(path)
     assert str(caught.value) == f"{path} is not a float teacher: name a .float.json that training wrote"
 
 
@@ -205,8 +209,8 @@ def test_every_operation_can_be_stored():
 
 
 def test_shipped_teachers(model):
-    path = teacher.path_of(model, "digits")
-    read = teacher.read(path)
+    path = store.path_of(model, "digits")
+    read = store.read(path)
     assert read.network.model == model
     assert read.network.classes == tuple("0123456789")
     assert read.about["dataset"] == "digits"
@@ -218,18 +222,18 @@ def test_shipped_teachers(model):
 
 
 def test_shipped_teachers_keep_what_they_claim(model, networks, digits):
-    claimed = teacher.read(teacher.path_of(model, "digits")).about["int8_accuracy"]
-    found = {split: training.accuracy(VectorEngine(networks[model]).forward, *digits.load(split)) for split in claimed}
+    claimed = store.read(store.path_of(model, "digits")).about["int8_accuracy"]
+    found = {split: loop.accuracy(VectorEngine(networks[model]).forward, *digits.load(split)) for split in claimed}
     assert found == claimed
 
 
 def test_shipped_teachers_are_small():
-    assert sum(path.stat().st_size for path in teacher.SHIPPED.iterdir()) < 7_000_000
+    assert sum(path.stat().st_size for path in store.SHIPPED.iterdir()) < 7_000_000
 
 
 def test_no_shipped_teacher():
     with pytest.raises(InputError) as caught:
-        teacher.path_of("squeezenet", "imagefolder:pets")
+        store.path_of("squeezenet", "imagefolder:pets")
     assert str(caught.value) == (
         "no teacher of squeezenet on imagefolder:pets is shipped: train one by `python -m approx_env.training "
         "--model squeezenet ...` and name its .int8.json with --teacher"
@@ -250,7 +254,7 @@ def test_network_of_another_shape(folder, value):
 def as_format_1(path) -> None:
     """Rewrites an INT8 teacher as it was before: float32 scales of weights, none of logits."""
     arrays, about = load(path.with_suffix(".safetensors").read_bytes()), json.loads(path.read_text())
-    quantised = teacher.read(path).network
+    quantised = store.read(path).network
     for entry in about["network"]["nodes"]:
         if "relu" in entry:
             node = quantised.by_name[entry["name"]]
@@ -274,10 +278,10 @@ def test_format_1_is_told_how_to_be_converted(folder):
 
 def test_a_converted_teacher_has_the_weights_that_it_had(folder):
     path = folder / "squeezenet-few.int8.json"
-    before = teacher.read(path).network
+    before = store.read(path).network
     as_format_1(path)
-    after, about = teacher.read_format_1(path)
-    assert about["dataset"] == teacher.about_float(str(path).replace("int8", "float"))["dataset"]
+    after, about = store.read_format_1(path)
+    assert about["dataset"] == store.about_float(str(path).replace("int8", "float"))["dataset"]
     for node in before.nodes:
         if isinstance(node, nodes.Weighted):
             same = after.by_name[node.name]
@@ -292,7 +296,7 @@ def test_a_converted_teacher_has_the_weights_that_it_had(folder):
 def test_only_format_1_is_converted(folder):
     path = folder / "squeezenet-few.int8.json"
     with pytest.raises(InputError, match="is not an INT8 teacher of format 1: there is nothing to convert"):
-        teacher.read_format_1(path)
+        store.read_format_1(path)
 
 
 # -- mutated files
@@ -421,4 +425,4 @@ def test_mutated_float_teachers_are_refused(folder, change):
     path = folder / "squeezenet-few.float.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(InputError, match="does not hold a float teacher"):
-        teacher.read_float(path)
+        store.read_float(path)

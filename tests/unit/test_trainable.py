@@ -7,9 +7,10 @@ import ray
 
 from approx_env import tap
 from approx_env.errors import InputError
-from search import algorithms, trainable
-from search.runners import ScoringFailed
-from search.trainable import FAILURE, AskTellSearch
+from search import algorithms
+from search.stages import trainable
+from search.stages.trainable import FAILURE, AskTellSearch
+from search.workers.runners import ScoringFailed
 
 TMAX = (15, 35)
 CALIBRATION = SimpleNamespace(tmax=TMAX, quintile=tuple(tap.quintile(tmax) for tmax in TMAX))

@@ -16,11 +16,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from approx_env import convolution, data, models, quantize, teacher, training
-from approx_env.checkpoint import Checkpoint
+from approx_env import data
+from approx_env.engines.vector import convolution
 from approx_env.errors import InputError
-from approx_env.models import squeezenet
-from approx_env.training import Recipe
+from approx_env.int8 import quantize
+from approx_env.teachers import models, store
+from approx_env.teachers.checkpoint import Checkpoint
+from approx_env.teachers.models import squeezenet
+from approx_env.teachers.training import loop, program
+from approx_env.teachers.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=8)
 AVAILABLE = convolution.available
@@ -41,7 +45,7 @@ class Killed(BaseException):
 
 def die_in_epoch(monkeypatch, last: int) -> None:
     """Lets every epoch before `last` finish, and dies in the middle of that one."""
-    normalise, train_epoch, now = data.normalise, training._train_epoch, {}
+    normalise, train_epoch, now = data.normalise, loop._train_epoch, {}
 
     def watched(stage, recipe, batches, epoch, average):
         now["epoch"], now["batches"] = epoch, 0
@@ -53,7 +57,7 @@ def die_in_epoch(monkeypatch, last: int) -> None:
             raise Killed
         return normalise(pixels)
 
-    monkeypatch.setattr(training, "_train_epoch", watched)
+    monkeypatch.setattr(loop, "_train_epoch", watched)
     monkeypatch.setattr(data, "normalise", dying)
 
 
@@ -103,13 +107,13 @@ EVERYTHING = {
 def test_killed_training_goes_on_as_if_nothing_had_happened(few, tmp_path, monkeypatch, capsys, model, changes, last):
     recipe = replace(RECIPE, **changes)
     mirrored = replace(few, mirrored=True)
-    whole = weights(training.train(model, mirrored, recipe, tmp_path / "whole.checkpoint"))
+    whole = weights(loop.train(model, mirrored, recipe, tmp_path / "whole.checkpoint"))
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_in_epoch(patch, last)
-        training.train(model, mirrored, recipe, tmp_path / "cut.checkpoint")
+        loop.train(model, mirrored, recipe, tmp_path / "cut.checkpoint")
     torch.manual_seed(99)  # another process, another state of the global generator
     told = []
-    resumed = training.train(model, mirrored, recipe, tmp_path / "cut.checkpoint", observe=told.append)
+    resumed = loop.train(model, mirrored, recipe, tmp_path / "cut.checkpoint", observe=told.append)
     assert f"resuming after epoch {last} from {tmp_path / 'cut.checkpoint'}" in capsys.readouterr().out
     assert [record["epoch"] for record in told] == list(range(last + 1, 4))
     assert_same(whole, weights(resumed))
@@ -118,13 +122,13 @@ def test_killed_training_goes_on_as_if_nothing_had_happened(few, tmp_path, monke
 @pytest.mark.parametrize("last", [1, 2])
 def test_killed_quantised_training_goes_on_as_if_nothing_had_happened(few, tmp_path, monkeypatch, last):
     recipe, draft = replace(RECIPE, qat_epochs=3), drafted(few)
-    whole = training.train_quantised(draft, few, recipe, tmp_path / "whole")
+    whole = loop.train_quantised(draft, few, recipe, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
         die_in_epoch(patch, last)
-        training.train_quantised(draft, few, recipe, tmp_path / "cut")
+        loop.train_quantised(draft, few, recipe, tmp_path / "cut")
     torch.manual_seed(99)
     told = []
-    resumed = training.train_quantised(draft, few, recipe, tmp_path / "cut", observe=told.append)
+    resumed = loop.train_quantised(draft, few, recipe, tmp_path / "cut", observe=told.append)
     assert [(record["stage"], record["epoch"]) for record in told] == [("QAT", i) for i in range(last + 1, 4)]
     assert whole.scales == resumed.scales != draft.scales
     for name, parts in whole.parts.items():
@@ -137,9 +141,9 @@ def test_killed_quantised_training_goes_on_as_if_nothing_had_happened(few, tmp_p
 def test_finished_training_is_not_repeated(few, tmp_path):
     """Whatever number of quantisation-aware epochs follows."""
     told = []
-    one = training.train("squeezenet_tiny", few, RECIPE, tmp_path / "c", observe=told.append)
+    one = loop.train("squeezenet_tiny", few, RECIPE, tmp_path / "c", observe=told.append)
     before = (tmp_path / "c").read_bytes()
-    again = training.train("squeezenet_tiny", few, replace(RECIPE, qat_epochs=2), tmp_path / "c", observe=told.append)
+    again = loop.train("squeezenet_tiny", few, replace(RECIPE, qat_epochs=2), tmp_path / "c", observe=told.append)
     assert len(told) == 3
     assert not again.training
     assert_same(weights(one), weights(again))
@@ -168,7 +172,7 @@ def test_checkpoint_of_another_recipe_is_refused(few, tmp_path, changes, named):
     checkpoint = tmp_path / "c.checkpoint"
     before = left(checkpoint)
     with pytest.raises(InputError) as caught:
-        training.train("squeezenet_tiny", few, replace(RECIPE, **changes), checkpoint)
+        loop.train("squeezenet_tiny", few, replace(RECIPE, **changes), checkpoint)
     assert str(caught.value) == (
         f"{checkpoint} is an unfinished training with another {named}: finish it, remove it, or choose another --output"
     )
@@ -179,7 +183,7 @@ def test_checkpoint_of_another_model_or_dataset_is_refused(few, tmp_path):
     checkpoint = tmp_path / "c.checkpoint"
     left(checkpoint, model="alexnet", dataset="digits")
     with pytest.raises(InputError, match="is an unfinished training with another dataset, model: finish it"):
-        training.train("squeezenet_tiny", few, RECIPE, checkpoint)
+        loop.train("squeezenet_tiny", few, RECIPE, checkpoint)
 
 
 @pytest.mark.parametrize("stage", ["float", "quantised"])
@@ -189,9 +193,9 @@ def test_checkpoint_of_other_images_under_the_same_name_is_refused(few, tmp_path
 
     def train(dataset: data.Dataset) -> None:
         if stage == "float":
-            training.train("squeezenet_tiny", dataset, recipe, checkpoint)
+            loop.train("squeezenet_tiny", dataset, recipe, checkpoint)
         else:
-            training.train_quantised(drafted(few), dataset, recipe, checkpoint)
+            loop.train_quantised(drafted(few), dataset, recipe, checkpoint)
 
     train(few)
     before = checkpoint.read_bytes()
@@ -202,16 +206,16 @@ def test_checkpoint_of_other_images_under_the_same_name_is_refused(few, tmp_path
 
 def test_quantised_training_knows_its_number_of_epochs(few, tmp_path):
     recipe, draft = Recipe(epochs=1, batch_size=16, qat_epochs=1), drafted(few)
-    training.train_quantised(draft, few, recipe, tmp_path / "c")
+    loop.train_quantised(draft, few, recipe, tmp_path / "c")
     with pytest.raises(InputError, match="with another qat_epochs: "):
-        training.train_quantised(draft, few, replace(recipe, qat_epochs=2), tmp_path / "c")
+        loop.train_quantised(draft, few, replace(recipe, qat_epochs=2), tmp_path / "c")
 
 
 def test_what_is_no_checkpoint_is_told(few, tmp_path):
     checkpoint = tmp_path / "c.checkpoint"
     checkpoint.write_text("x")
     with pytest.raises(InputError, match="is no"):
-        training.train("squeezenet_tiny", few, RECIPE, checkpoint)
+        loop.train("squeezenet_tiny", few, RECIPE, checkpoint)
     assert checkpoint.read_text() == "x"
 
 
@@ -221,7 +225,7 @@ def test_what_is_no_checkpoint_is_told(few, tmp_path):
 def test_training_changes_weights_and_follows_its_seed(few, tmp_path):
     recipe = replace(RECIPE, epochs=1)
     runs = [
-        weights(training.train("squeezenet_tiny", few, replace(recipe, seed=seed), tmp_path / f"{i}.checkpoint"))
+        weights(loop.train("squeezenet_tiny", few, replace(recipe, seed=seed), tmp_path / f"{i}.checkpoint"))
         for i, seed in enumerate((0, 0, 1))
     ]
     assert_same(runs[0], runs[1])
@@ -246,8 +250,8 @@ def test_training_changes_weights_and_follows_its_seed(few, tmp_path):
 )
 def test_every_part_of_the_recipe_tells(few, tmp_path, changes):
     recipe = Recipe(epochs=1, batch_size=8, precision="float32")
-    one = training.train("squeezenet_tiny", few, recipe, tmp_path / "one")
-    other = training.train("squeezenet_tiny", few, replace(recipe, **changes), tmp_path / "other")
+    one = loop.train("squeezenet_tiny", few, recipe, tmp_path / "one")
+    other = loop.train("squeezenet_tiny", few, replace(recipe, **changes), tmp_path / "other")
     assert not torch.equal(one.blocks["conv1"][0].weight, other.blocks["conv1"][0].weight)
 
 
@@ -255,7 +259,7 @@ def test_architecture_of_a_recipe(few, tmp_path):
     assert Recipe().architecture == {"batch_norm": True, "dropout": 0.0}
     recipe = Recipe(epochs=1, batch_size=32, batch_norm=False, dropout=0.25, sr=0.5, pct3x3=0.75)
     assert recipe.architecture == {"batch_norm": False, "dropout": 0.25, "squeeze_ratio": 0.5, "pct3x3": 0.75}
-    model = training.train("squeezenet_tiny", few, replace(recipe, sr=0.25), tmp_path / "c")
+    model = loop.train("squeezenet_tiny", few, replace(recipe, sr=0.25), tmp_path / "c")
     fire = model.blocks["fire2"]
     assert [part[0].out_channels for part in (fire.squeeze, fire.expand1x1, fire.expand3x3)] == [1, 1, 3]
     assert model.classifier[0].p == 0.25
@@ -272,9 +276,9 @@ def test_training_learns(few, tmp_path, optimizer):
     )
     told = []
     recipe = Recipe(epochs=8, batch_size=8, optimizer=optimizer)
-    model = training.train("squeezenet_tiny", easy, recipe, tmp_path / "c", observe=told.append)
+    model = loop.train("squeezenet_tiny", easy, recipe, tmp_path / "c", observe=told.append)
     assert not model.training
-    assert training.accuracy(training.predictor(model), pixels, labels) == 1.0
+    assert loop.accuracy(loop.predictor(model), pixels, labels) == 1.0
     assert told[-1]["validation_accuracy"] == 1.0
     assert told[-1]["loss"] < told[0]["loss"]
 
@@ -282,14 +286,14 @@ def test_training_learns(few, tmp_path, optimizer):
 def test_quantised_training_lowers_the_loss(few, tmp_path):
     told = []
     recipe = Recipe(batch_size=8, qat_epochs=6, label_smoothing=0.0)
-    network = training.train_quantised(drafted(few), few, recipe, tmp_path / "c", observe=told.append).network()
+    network = loop.train_quantised(drafted(few), few, recipe, tmp_path / "c", observe=told.append).network()
     assert min(record["loss"] for record in told[3:]) < told[0]["loss"]
     assert network.standardised
 
 
 def test_kernels_but_the_last_go_to_muon_and_everything_else_to_sgd(few, tmp_path, monkeypatch):
     """Eight convolutions with biases, batch norm behind all but the last."""
-    used, fit = {}, training._fit
+    used, fit = {}, loop._fit
 
     def watched(stage, *others):
         used.clear()
@@ -299,11 +303,11 @@ def test_kernels_but_the_last_go_to_muon_and_everything_else_to_sgd(few, tmp_pat
     def counts(optimizer) -> list[tuple[float, int]]:
         return [(group["weight_decay"], len(group["params"])) for group in optimizer.param_groups]
 
-    monkeypatch.setattr(training, "_fit", watched)
-    training.train("squeezenet_tiny", few, Recipe(epochs=1, batch_size=32), tmp_path / "muon")
+    monkeypatch.setattr(loop, "_fit", watched)
+    loop.train("squeezenet_tiny", few, Recipe(epochs=1, batch_size=32), tmp_path / "muon")
     assert counts(used["muon"]) == [(0.01, 7)]
     assert counts(used["sgd"]) == [(5e-4, 1), (0, 8 + 14)]
-    training.train("squeezenet_tiny", few, Recipe(epochs=1, batch_size=32, optimizer="sgd"), tmp_path / "sgd")
+    loop.train("squeezenet_tiny", few, Recipe(epochs=1, batch_size=32, optimizer="sgd"), tmp_path / "sgd")
     assert list(used) == ["sgd"]
     assert counts(used["sgd"]) == [(5e-4, 8), (0, 8 + 14)]
 
@@ -315,7 +319,7 @@ def test_one_step_without_batch_norm_has_a_gradient_of_norm_one(few, tmp_path):
     before = models.build("squeezenet_tiny", 2, batch_norm=False)
     for parameter in before.parameters():
         assert parameter.dim() > 1 or not parameter.any()
-    after = training.train("squeezenet_tiny", few, recipe, tmp_path / "c")
+    after = loop.train("squeezenet_tiny", few, recipe, tmp_path / "c")
     squares = 0.0
     for old, new in zip(before.parameters(), after.parameters(), strict=True):
         decay = 5e-4 if old.dim() > 1 else 0.0
@@ -328,7 +332,7 @@ def test_one_step_without_batch_norm_has_a_gradient_of_norm_one(few, tmp_path):
 def test_every_epoch_is_told(few, tmp_path, optimizer):
     told = []
     recipe = Recipe(epochs=2, batch_size=20, optimizer=optimizer, lr=0.03)  # one batch of 20, the rest is left out
-    model = training.train("squeezenet_tiny", few, recipe, tmp_path / "c", observe=told.append)
+    model = loop.train("squeezenet_tiny", few, recipe, tmp_path / "c", observe=told.append)
     assert [(record["stage"], record["epoch"], record["epochs"]) for record in told] == [
         ("float", 1, 2),
         ("float", 2, 2),
@@ -339,7 +343,7 @@ def test_every_epoch_is_told(few, tmp_path, optimizer):
         }  # fmt: skip
         assert 0 < record["input_seconds"] < record["seconds"]
         assert record["loss"] > 0
-    share = training.accuracy(training.predictor(model), *few.load("validation"))
+    share = loop.accuracy(loop.predictor(model), *few.load("validation"))
     assert told[-1]["validation_accuracy"] == share
     # steps 1 and 2 of 2 lie at 1/3 and 2/3 of the schedule
     assert [record["learning_rate"] for record in told] == pytest.approx([0.03 * 2 / 3 / 0.8, 0.03 / 3 / 0.8])
@@ -350,16 +354,16 @@ def test_every_epoch_is_told(few, tmp_path, optimizer):
 
 def test_average_of_weights_and_of_batch_norms_statistics_by_hand(few, tmp_path, monkeypatch):
     """Each step the average keeps exp(-1 / (epochs * steps an epoch)) of itself; the training goes on beside it."""
-    seen, update = [], training.AveragedModel.update_parameters
+    seen, update = [], loop.AveragedModel.update_parameters
 
     def watched(average, module):
         seen.append(weights(module))
         update(average, module)
 
-    monkeypatch.setattr(training.AveragedModel, "update_parameters", watched)
+    monkeypatch.setattr(loop.AveragedModel, "update_parameters", watched)
     told = []
     recipe = replace(RECIPE, ema=1.5)
-    found = training.train("squeezenet_tiny", few, recipe, tmp_path / "average", observe=told.append)
+    found = loop.train("squeezenet_tiny", few, recipe, tmp_path / "average", observe=told.append)
     assert len(seen) == 3 * 4
     expected, kept = seen[0], math.exp(-1 / (1.5 * 4))
     for state in seen[1:]:
@@ -369,20 +373,20 @@ def test_average_of_weights_and_of_batch_norms_statistics_by_hand(few, tmp_path,
         if tensor.is_floating_point():
             assert torch.allclose(tensor, expected[name], rtol=1e-4, atol=1e-6), name
     assert not found.training
-    share = training.accuracy(training.predictor(found), *few.load("validation"))
+    share = loop.accuracy(loop.predictor(found), *few.load("validation"))
     assert told[-1]["validation_accuracy"] == share
-    plain = training.train("squeezenet_tiny", few, RECIPE, tmp_path / "plain")
+    plain = loop.train("squeezenet_tiny", few, RECIPE, tmp_path / "plain")
     assert_same(weights(plain), seen[-1])
 
 
 def test_no_average_unless_told(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "AveragedModel", None)
-    training.train("squeezenet_tiny", few, replace(RECIPE, epochs=1), tmp_path / "c")
+    monkeypatch.setattr(loop, "AveragedModel", None)
+    loop.train("squeezenet_tiny", few, replace(RECIPE, epochs=1), tmp_path / "c")
 
 
 def test_a_finished_average_is_read_again(few, tmp_path):
     recipe = replace(RECIPE, ema=0.5)
-    one, again = (training.train("squeezenet_tiny", few, recipe, tmp_path / "c") for _ in range(2))
+    one, again = (loop.train("squeezenet_tiny", few, recipe, tmp_path / "c") for _ in range(2))
     assert_same(weights(one), weights(again))
 
 
@@ -390,14 +394,14 @@ def test_a_finished_average_is_read_again(few, tmp_path):
 
 
 def test_one_cycle_by_hand():
-    assert [training._one_cycle(step, 9) for step in range(9)] == pytest.approx(
+    assert [loop._one_cycle(step, 9) for step in range(9)] == pytest.approx(
         [0.5, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
     )
 
 
 @given(st.integers(1, 300))
 def test_one_cycle_goes_up_and_then_down(total):
-    shares = [training._one_cycle(step, total) for step in range(total)]
+    shares = [loop._one_cycle(step, total) for step in range(total)]
     top = shares.index(max(shares))
     assert all(0 < share <= 1 + 1e-12 for share in shares)
     assert shares[: top + 1] == sorted(shares[: top + 1])
@@ -408,14 +412,14 @@ def test_one_cycle_goes_up_and_then_down(total):
 @pytest.mark.parametrize("steps", [1, 2, 5, 10])
 def test_any_number_of_steps_has_a_schedule(few, tmp_path, steps):
     recipe = Recipe(epochs=steps, batch_size=32)  # one step an epoch
-    training.train("squeezenet_tiny", few, recipe, tmp_path / "c.checkpoint")
+    loop.train("squeezenet_tiny", few, recipe, tmp_path / "c.checkpoint")
 
 
 # -- batches
 
 
 def batches_of(few, recipe: Recipe, epoch: int = 0, *, small: bool = False, standardised: bool = False):
-    return list(training._Batches(recipe, few, few.load("train"), standardised).of(epoch, small=small))
+    return list(loop._Batches(recipe, few, few.load("train"), standardised).of(epoch, small=small))
 
 
 def test_an_epoch_sees_each_image_once(few):
@@ -468,25 +472,25 @@ def pasted(monkeypatch):
     """What CutMix was given and what it made of it, batch by batch, of images that are not shifted."""
     seen = []
 
-    class Watched(training.CutMix):
+    class Watched(loop.CutMix):
         def forward(self, *inputs):
             seen.append((inputs, super().forward(*inputs)))
             return seen[-1][1]
 
-    monkeypatch.setattr(training, "CutMix", Watched)
-    monkeypatch.setattr(training, "augment", lambda pixels, side, flip, cutout, draw: pixels)
+    monkeypatch.setattr(loop, "CutMix", Watched)
+    monkeypatch.setattr(loop, "augment", lambda pixels, side, flip, cutout, draw: pixels)
     return seen
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.5, 10, 30), (1.0, 40, 40)])
 def test_cutmix_takes_its_share_of_the_batches(few, tmp_path, pasted, share, low, high):
-    training.train("squeezenet_tiny", few, Recipe(epochs=10, batch_size=8, cutmix=share), tmp_path / "c")
+    loop.train("squeezenet_tiny", few, Recipe(epochs=10, batch_size=8, cutmix=share), tmp_path / "c")
     assert low <= len(pasted) <= high  # of 40
 
 
 def test_cutmix_pastes_images_and_blends_their_labels(few, tmp_path, pasted):
     """A rectangle of each image is another's of the batch; the label's share is that of the area."""
-    training.train("squeezenet_tiny", few, Recipe(epochs=2, batch_size=8, cutmix=1.0), tmp_path / "c")
+    loop.train("squeezenet_tiny", few, Recipe(epochs=2, batch_size=8, cutmix=1.0), tmp_path / "c")
     areas = []
     for (x, labels), (mixed, targets) in pasted:
         own = (mixed == x).all(1).float().mean((1, 2))
@@ -516,8 +520,8 @@ class Mean(nn.Module):
 def test_accuracy_by_hand():
     pixels = np.array([0, 255, 129, 127], np.uint8)[:, None, None, None].repeat(3, 1)
     labels = np.array([0, 1, 0, 0])
-    assert training.accuracy(training.predictor(Mean()), pixels, labels) == 0.75
-    assert training.accuracy(training.predictor(Mean()), pixels, labels, batch_size=3) == 0.75
+    assert loop.accuracy(loop.predictor(Mean()), pixels, labels) == 0.75
+    assert loop.accuracy(loop.predictor(Mean()), pixels, labels, batch_size=3) == 0.75
 
 
 def test_predictor_standardises_where_told():
@@ -527,9 +531,9 @@ def test_predictor_standardises_where_told():
     nn.init.ones_(seen[0].weight)
     nn.init.zeros_(seen[0].bias)
     seen.train()
-    assert training.predictor(seen, standardised=True)(pixels).tolist() == [[-0.625, -0.625, 0.625, 0.625]]
+    assert loop.predictor(seen, standardised=True)(pixels).tolist() == [[-0.625, -0.625, 0.625, 0.625]]
     assert not seen.training
-    assert training.predictor(seen)(pixels)[0, 0] == -127 / 64
+    assert loop.predictor(seen)(pixels)[0, 0] == -127 / 64
 
 
 # -- the command
@@ -539,15 +543,15 @@ def test_device():
     with pytest.MonkeyPatch.context() as patch:
         for there, found in ((False, "cpu"), (True, "cuda")):
             patch.setattr(torch.cuda, "is_available", lambda there=there: there)
-            assert training._device("auto") == found
-            assert training._device("cpu") == "cpu"
-        assert training._device("cuda") == "cuda"
+            assert program._device("auto") == found
+            assert program._device("cpu") == "cpu"
+        assert program._device("cuda") == "cuda"
 
 
 def test_images_that_the_network_cannot_read(capsys, tmp_path, monkeypatch, few):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "load", lambda name, data_dir: replace(few, name="cifar10"))
-    assert training.main(["--model", "squeezenet_v1_1", "--dataset", "cifar10"]) == 2
+    assert program.main(["--model", "squeezenet_v1_1", "--dataset", "cifar10"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cifar10 has images of 32x32 pixels, and this network reads 224x224: ")
     assert list(tmp_path.iterdir()) == []
@@ -557,8 +561,8 @@ def test_interrupt_ends_with_status_130_and_no_traceback(monkeypatch, capsys):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_run", interrupt)
-    assert training.main([]) == 130
+    monkeypatch.setattr(program, "_run", interrupt)
+    assert program.main([]) == 130
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("interrupted")
 
@@ -579,7 +583,7 @@ def commanded(few, tmp_path_factory):
         patch.setattr(data, "load", lambda name, data_dir: replace(few, name="imagefolder:few"))
         for name, more in (("float", []), ("QAT", ["--qat-epochs", "1"]), ("again", ["--qat-epochs", "1"])):
             with contextlib.redirect_stdout(io.StringIO()) as output:
-                assert training.main([*ARGV, *more, "--output", str(folder)]) == 0
+                assert program.main([*ARGV, *more, "--output", str(folder)]) == 0
             files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
             boards = list((folder / f"{STEM}.tensorboard").iterdir())
             left[name] = SimpleNamespace(output=output.getvalue().splitlines(), files=files, boards=boards)
@@ -600,8 +604,8 @@ def test_command_writes_both_teachers(commanded):
         f"{STEM}.int8.safetensors",
         f"{STEM}.jsonl",
     ]
-    assert teacher.read(f"{stem}.int8.json").network.model == "squeezenet_compact"
-    module = teacher.read_float(f"{stem}.float.json")
+    assert store.read(f"{stem}.int8.json").network.model == "squeezenet_compact"
+    module = store.read_float(f"{stem}.float.json")
     assert isinstance(module, models.SqueezeNet) and module.standardised
     assert module.blocks["fire2"].squeeze[0].out_channels == round(0.05 * 128)
     for kind in ("float", "int8"):
@@ -663,14 +667,14 @@ def test_begins_from_a_float_teacher(few, tmp_path, monkeypatch):
     """The weights are taken over, epochs and commands add up."""
     monkeypatch.setattr(data, "load", lambda name, data_dir: few)
     first = ["--model", "squeezenet_compact", "--epochs", "2", "--batch-size", "16", "--output", str(tmp_path / "a")]
-    assert training.main(first) == 0
+    assert program.main(first) == 0
     path = tmp_path / "a" / "squeezenet_compact-few.float.json"
     argv = [*first[:2], "--epochs", "1", "--lr", "1e-9", "--head-lr", "1e-9", "--initial", str(path)]
-    assert training.main([*argv, "--output", str(tmp_path / "b")]) == 0
-    one, other = (teacher.read_float(tmp_path / part / path.name) for part in "ab")
+    assert program.main([*argv, "--output", str(tmp_path / "b")]) == 0
+    one, other = (store.read_float(tmp_path / part / path.name) for part in "ab")
     for name, parameter in one.named_parameters():
         assert torch.allclose(parameter, other.get_parameter(name), atol=1e-6), name
-    about = teacher.about_float(tmp_path / "b" / path.name)
+    about = store.about_float(tmp_path / "b" / path.name)
     assert about["epochs"] == 3
     assert about["command"].count("python -m approx_env.training --model squeezenet_compact --epochs") == 2
 
@@ -678,10 +682,10 @@ def test_begins_from_a_float_teacher(few, tmp_path, monkeypatch):
 def test_another_networks_weights_are_refused(few, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda name, data_dir: few)
     argv = ["--epochs", "1", "--batch-size", "16", "--output", str(tmp_path)]
-    assert training.main(["--model", "squeezenet_compact", *argv]) == 0
+    assert program.main(["--model", "squeezenet_compact", *argv]) == 0
     path = tmp_path / "squeezenet_compact-few.float.json"
     capsys.readouterr()
-    assert training.main(["--model", "squeezenet", "--initial", str(path), *argv]) == 2
+    assert program.main(["--model", "squeezenet", "--initial", str(path), *argv]) == 2
     assert capsys.readouterr().err == (
         f"error: --initial {path} holds another network: name a float teacher of the same one\n"
     )
@@ -698,7 +702,7 @@ def run_again(commanded, monkeypatch, capsys, few):
     def run(folder: Path = stem.parent, **changes) -> str:
         monkeypatch.setattr(data, "load", lambda name, data_dir: replace(few, name="imagefolder:few", **changes))
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        assert training.main([*ARGV, "--output", str(folder)]) == 2
+        assert program.main([*ARGV, "--output", str(folder)]) == 2
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
         (line,) = capsys.readouterr().err.splitlines()
         return line.removeprefix("error: ")
@@ -748,9 +752,9 @@ def test_what_is_no_teacher_is_not_replaced(run_again, tmp_path, kind, content):
 def test_an_old_teacher_of_the_same_classes_is_replaced(few, tmp_path, about):
     """Teachers of old do not know their images."""
     path = tmp_path / "t.float.json"
-    training._check_replaceable(path, few)
+    program._check_replaceable(path, few)
     path.write_text(json.dumps(about))
-    training._check_replaceable(path, few)
+    program._check_replaceable(path, few)
 
 
 # -- what this machine cannot do
@@ -769,7 +773,7 @@ def test_the_same_teacher_without_the_fast_engine(few, tmp_path, no_vectors):
         with pytest.MonkeyPatch.context() as patch:
             if name == "vector":
                 patch.setattr(convolution, "available", AVAILABLE)
-            training.write_teachers(tmp_path / name, "squeezenet_tiny", module, few, RECIPE)
+            program.write_teachers(tmp_path / name, "squeezenet_tiny", module, few, RECIPE)
     for suffix in ("float.json", "float.safetensors", "int8.json", "int8.safetensors"):
         assert (tmp_path / f"portable.{suffix}").read_bytes() == (tmp_path / f"vector.{suffix}").read_bytes()
 
@@ -778,8 +782,8 @@ def test_the_same_teacher_without_the_fast_engine(few, tmp_path, no_vectors):
 def test_the_command_says_at_its_start_what_is_slow_here(few, tmp_path, monkeypatch, capsys, there):
     monkeypatch.setattr(convolution, "available", lambda: ("AVX2",) if there else ())
     monkeypatch.setattr(data, "load", lambda name, data_dir: few)
-    monkeypatch.setattr(training, "train", lambda *_, **__: print("epochs"))
-    monkeypatch.setattr(training, "write_teachers", lambda *_, **__: print("teachers"))
-    assert training.main(["--output", str(tmp_path)]) == 0
+    monkeypatch.setattr(program, "train", lambda *_, **__: print("epochs"))
+    monkeypatch.setattr(program, "write_teachers", lambda *_, **__: print("teachers"))
+    assert program.main(["--output", str(tmp_path)]) == 0
     note = "this CPU has no AVX2: INT8 accuracies are measured by the portable engine, slowly"
     assert capsys.readouterr().out.splitlines()[1:] == [*([] if there else [note]), "epochs", "teachers"]

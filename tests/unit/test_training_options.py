@@ -6,14 +6,17 @@ from dataclasses import fields
 import pytest
 import torch
 
-from approx_env import options, teacher, training
+from approx_env import options
+from approx_env.teachers import store
+from approx_env.teachers.training import loop, program
+from approx_env.teachers.training.recipe import Recipe
 
 LONG = "9" * 30
-ALL = [options.flag(entry.name) for entry in fields(training.Command)]
+ALL = [options.flag(entry.name) for entry in fields(program.Command)]
 
 
 def told_by(capsys, *argv: str) -> list[str]:
-    assert training.main(list(argv)) == 2
+    assert program.main(list(argv)) == 2
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert all(line.startswith("error: ") for line in lines)
@@ -120,14 +123,14 @@ def test_bytes_that_are_no_utf8(capsys, nothing_written, flag):
 def test_any_seed_of_63_bits_will_do(seed):
     """Of the weights, and of each epoch."""
     torch.manual_seed(seed)
-    seeds = [training._seed(training.Recipe(seed=seed), epoch) for epoch in (0, 1, 2**40)]
+    seeds = [loop._seed(Recipe(seed=seed), epoch) for epoch in (0, 1, 2**40)]
     assert len(set(seeds)) == 3
     for each in seeds:
         torch.Generator().manual_seed(each)
 
 
 def test_the_seeds_of_epochs_are_those_of_old():
-    assert training._seed(training.Recipe(seed=3), 7) == 300_016
+    assert loop._seed(Recipe(seed=3), 7) == 300_016
 
 
 INITIAL = {
@@ -137,7 +140,7 @@ INITIAL = {
     "no JSON": lambda path: path.write_text("{"),
     "no UTF-8": lambda path: path.write_bytes(b"\xff"),
     "no teacher": lambda path: path.write_text("{}"),
-    "no weights": lambda path: shutil.copy(teacher.path_of("squeezenet", "digits"), path),
+    "no weights": lambda path: shutil.copy(store.path_of("squeezenet", "digits"), path),
 }
 
 
@@ -152,7 +155,7 @@ def test_a_teacher_to_begin_from_that_is_none(capsys, tmp_path, make):
 
 
 def test_an_int8_teacher_to_begin_from(capsys, nothing_written):
-    path = teacher.path_of("squeezenet", "digits")
+    path = store.path_of("squeezenet", "digits")
     (problem,) = told_by(capsys, "--initial", str(path))
     assert problem == f"{path} is not a float teacher: name a .float.json that training wrote"
 

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from approx_env.calibration import Calibration, Layer
 from approx_env.errors import InputError
-from search import algorithms, trials
+from approx_env.scoring.calibration import Calibration, Layer
+from search import algorithms
 from search.algorithms.ppo.learner import TapPPO
 from search.config import Settings
-from search.runners import ScoringFailed
-from search.sink import Progress
-from search.trainable import FAILURE, AskTellSearch
+from search.results.sink import Progress
+from search.stages import trials
+from search.stages.trainable import FAILURE, AskTellSearch
+from search.workers.runners import ScoringFailed
 
 CALIBRATION = Calibration(tuple(Layer(name, None, 35, np.zeros(4, np.float32)) for name in ("conv1", "fire2")), 90, 10)
 DONE = Progress(0, {"hill-seed0": 8, "hill-seed1": 3}, 32, 0, None, 0.0, 0, None, False)

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from search import inspection, store, validation
-from search.storage import Folder
+from search.results import inspection, store
+from search.results.folder import Folder
+from search.stages import validation
 from tests.unit.test_inspection import ABOUT, LAYERS, ROWS
 
 TOP = [ROWS[3], ROWS[2], ROWS[1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from approx_env.calibration import Calibration
+from approx_env.scoring.calibration import Calibration
 
 
 @dataclass(frozen=True)

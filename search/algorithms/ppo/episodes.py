@@ -19,10 +19,10 @@ from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from approx_env.env import TapVectorEnv
-from approx_env.evaluator import Evaluator
-from search import sink
+from approx_env.scoring.evaluator import Evaluator
 from search.algorithms.ppo.policy import CodePolicy
-from search.runners import raised
+from search.results import sink
+from search.workers.runners import raised
 
 Weights = dict[str, Any] | ray.ObjectRef  # of the policy, as an env runner takes them
 

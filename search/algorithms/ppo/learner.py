@@ -28,12 +28,13 @@ from ray.rllib.utils.metrics import (
     TIMERS,
 )
 
-from approx_env.calibration import Calibration
-from search import sink, store, trainable
+from approx_env.scoring.calibration import Calibration
 from search.algorithms.ppo import Options, episodes
 from search.algorithms.ppo.episodes import Part
 from search.algorithms.ppo.policy import CodePolicy
-from search.runners import Losses, ScoringFailed, raised
+from search.results import sink, store
+from search.stages import trainable
+from search.workers.runners import Losses, ScoringFailed, raised
 
 EPOCHS = 8
 MINIBATCH_SHARE = 2  # a minibatch is this part of an iteration's steps

@@ -1,0 +1,157 @@
+"""The engine for any device: the same integers, as floats.
+
+Codes up to 255 and int8 weights are exact in float32 and TF32, and so are their products and sums below 2**24. Where
+a sum could be larger, the input channels are taken in parts, which are added in float64. Requantisation is in float64
+as well, where every product of a sum and a multiplier is exact. Each engine proves its codes when it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from approx_env import tap
+from approx_env.engines import reference
+from approx_env.engines.base import Engine, in_order
+from approx_env.errors import InputError
+from approx_env.int8 import cost
+from approx_env.int8.network import Network
+from approx_env.int8.nodes import HALF, SHIFT, MaxPool, Weighted
+
+LARGEST_EXACT = 2**24  # integers up to here are exact in float32
+PROOF_IMAGES = 8
+
+
+class PortableEngine(Engine):
+    """An INT8 network made ready to run on `device`.
+
+    Raises:
+        InputError: there is no such device, or its convolutions are not exact.
+    """
+
+    chunk = 256
+
+    def __init__(
+        self,
+        network: Network,
+        readers: Sequence[cost.Reader] = (),
+        observed: Collection[str] = (),
+        device: str | torch.device = "cpu",
+    ):
+        super().__init__(network, readers, observed)
+        self.device = available_device(device)
+        weighted = [node for node in network.nodes if isinstance(node, Weighted)]
+        self._weights = {node.name: self._parts(node) for node in weighted}
+        self._affine = {
+            node.name: [self._a_channel(values.astype(np.float64), node) for values in (node.bias, node.multiplier)]
+            for node in weighted
+        }
+        for node in weighted:
+            self._prove(node)
+
+    def _parts(self, node: Weighted) -> list[torch.Tensor]:
+        """The node's weights as floats, in as many parts of the input channels as keep sums below 2**24."""
+        zero_point = self.network.zero_point(node.inputs[0])
+        largest = max(zero_point, tap.HIGHEST_CODE - zero_point) * np.abs(node.weight.astype(np.int64))
+        from_each = largest.reshape(*node.weight.shape[:2], -1).sum(2).max(0)  # input channel, at most
+        begins, total = [0], 0
+        for channel, most in enumerate(from_each):
+            total += most
+            if total > LARGEST_EXACT:
+                begins.append(channel)
+                total = most
+        weight = torch.from_numpy(node.weight.astype(np.float32)).to(self.device)
+        return [in_order(weight[:, first:last]) for first, last in pairwise([*begins, weight.shape[1]])]
+
+    def _a_channel(self, values: np.ndarray, node: Weighted) -> torch.Tensor:
+        """Values of each output channel, on the device, as they go with the node's output."""
+        return torch.from_numpy(values).to(self.device).view(-1, *[1] * (node.weight.ndim - 2))
+
+    def _sums(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
+        """The sums of products as float64."""
+        x = x - self.network.zero_point(node.inputs[0])
+        total, first = None, 0
+        for weight in self._weights[node.name]:
+            part = x[:, first : first + weight.shape[1]]
+            with _exact_products():
+                sums = reference.products(node, part, weight)
+            total = sums.double() if total is None else total + sums
+            first += weight.shape[1]
+        return total
+
+    def _prove(self, node: Weighted) -> None:
+        """Compares what comes of extreme codes with the reference, on the CPU."""
+        generator = torch.Generator().manual_seed(0)
+        shape = self.network.shapes[node.inputs[0]]
+        codes = torch.randint(0, 256, (PROOF_IMAGES, *shape), generator=generator).float()
+        codes[0] = tap.HIGHEST_CODE
+        found = self._weighted(node, in_order(codes.to(self.device)), {}).cpu().numpy().astype(np.int64)
+        expected = reference.weighted(self.network, node, codes.numpy())
+        if not np.array_equal(found, expected):
+            raise InputError(
+                f"the portable engine on {self.device} must give exact codes, and those of '{node.name}' differ by up "
+                f"to {np.abs(found - expected).max()}: use another device, or --engine vector"
+            )
+
+    def _input(self, images: torch.Tensor) -> torch.Tensor:
+        return in_order(images.to(self.device).float())
+
+    def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        bias, multiplier = self._affine[node.name]
+        value = (self._sums(node, x) + bias) * multiplier  # an integer below 2**53
+        if node.logits:
+            return value.clamp(min=0) if node.relu else value
+        return in_order(((value + HALF) / (1 << SHIFT)).floor().clamp(0, tap.HIGHEST_CODE).float())
+
+    def _max_pool(self, x: torch.Tensor, node: MaxPool) -> torch.Tensor:
+        height, width = self.network.shapes[node.name][1:]
+        return F.max_pool2d(x, node.kernel, node.stride, ceil_mode=node.ceil)[:, :, :height, :width]
+
+    def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a + b).clamp(max=tap.HIGHEST_CODE)
+
+    def _tap(self, x, images, codes, tmax, weights, counts, attention):
+        batches = x.unflatten(0, (-1, images))
+        t1, v1, t2, v2 = torch.from_numpy(codes).to(self.device, torch.float32).T.reshape(4, -1, *[1] * x.dim())
+        y = torch.where(batches <= tmax, v2, batches)
+        y = torch.where(batches <= t2, v1, y)
+        y = in_order(torch.where(batches <= t1, 0.0, y).flatten(0, 1))
+        if weights.size:
+            self._tally(y, codes, tmax, weights, counts)
+        return y, self._energy(y) if attention else None
+
+    def _tally(self, x, codes, tmax, weights, counts):
+        x = x.unflatten(0, (len(codes), -1))
+        places = (1, 1, 1, *x.shape[3:]) if x.dim() == 5 else (1, 1, 1)
+        uses = torch.from_numpy(weights).to(self.device, torch.float64).view(places)
+        v1 = torch.from_numpy(codes[:, 1]).to(self.device).view(-1, *[1] * (x.dim() - 1))
+        up_to = [((x <= limit) * uses).flatten(1).sum(1) for limit in (0, v1, tmax, tap.HIGHEST_CODE)]
+        cumulative = torch.stack(up_to, 1).cpu().numpy().astype(np.int64)
+        counts += np.diff(cumulative, axis=1, prepend=0)
+
+    def _energy(self, x: torch.Tensor) -> torch.Tensor:
+        squares = x.double() ** 2
+        return (squares.sum(1).flatten(1) if x.dim() == 4 else squares).long()
+
+
+def available_device(name: str | torch.device) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: this torch does not have it.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device must be one that torch has here, as cpu or cuda, got {name} ({error})") from error
+    return device
+
+
+def _exact_products():
+    """Lets cuDNN use TF32, in which the products are exact, and so its matrix kernels instead of transforms."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True)

@@ -1,0 +1,1 @@
+"""The fast engine: vector code for x86 CPUs."""

@@ -1,0 +1,148 @@
+"""Fast loops over uint8 codes in channels-last memory; each has a slow twin in `tap.py` or `reference.py`.
+
+The loops are branch-free over the innermost, contiguous axis, so that numba's LLVM turns them into vector
+instructions. They release the GIL and run on the calling thread alone.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from approx_env.engines.vector import simd
+
+_compiled = numba.njit(nogil=True, cache=True)
+
+
+@_compiled
+def tap(x, y, t1, v1, t2, v2, tmax):
+    """Writes TAP of `x (n,) uint8` into `y (n,) uint8`; the five codes are `np.uint8`."""
+    for i in range(x.size):
+        code = x[i]
+        result = code
+        if code <= tmax:
+            result = v2
+        if code <= t2:
+            result = v1
+        if code <= t1:
+            result = np.uint8(0)
+        y[i] = result
+
+
+@_compiled
+def add(a, b, y):
+    """Writes `a + b`, at most 255, into `y`; all `(n,) uint8`."""
+    for i in range(a.size):
+        total = np.uint8(a[i] + b[i])
+        y[i] = total if total >= a[i] else np.uint8(255)
+
+
+@_compiled
+def max_pool(x, y, kernel, stride):
+    """Writes the maximum of each window of `x (n, h, w, c) uint8` into `y (n, i, j, c) uint8`.
+
+    Windows begin at multiples of `stride` and are cut at the border (that is 'ceil mode' where `y` says so).
+    """
+    count, height, width, channels = x.shape
+    for n in range(count):
+        for i in range(y.shape[1]):
+            top, rows = i * stride, min(kernel, height - i * stride)
+            for j in range(y.shape[2]):
+                left, columns = j * stride, min(kernel, width - j * stride)
+                if channels >= simd.POOLED:
+                    source = x.ctypes.data + ((n * height + top) * width + left) * channels
+                    target = y.ctypes.data + ((n * y.shape[1] + i) * y.shape[2] + j) * channels
+                    for begin in range(0, channels, simd.POOLED):
+                        c = min(begin, channels - simd.POOLED)
+                        simd.window_maximum(source + c, rows, width * channels, columns, channels, target + c)
+                    continue
+                for c in range(channels):
+                    highest = np.uint8(0)
+                    for row in range(top, top + rows):
+                        for column in range(left, left + columns):
+                            highest = max(highest, x[n, row, column, c])
+                    y[n, i, j, c] = highest
+
+
+@_compiled
+def energy(x, q):
+    """Writes the sum over channels of the squared codes of `x (n, c) uint8` into `q (n,) int64`."""
+    for i in range(x.shape[0]):
+        total = np.int32(0)
+        for c in range(x.shape[1]):
+            code = np.int32(x[i, c])
+            total += code * code
+        q[i] = total
+
+
+@_compiled
+def tally(x, low, middle, high, weights, counts):
+    """Adds to `counts (4,) int64` how many codes are 0..low, ..middle, ..high and above, times their row's weight.
+
+    `x (n, p, c) uint8` are codes, `weights (p,) int64` the multiplications in which each code of a position takes
+    part. Partial sums over 128 channels fit a byte, so that the compiler counts 32 codes at a time.
+    """
+    one, zero = np.uint8(1), np.uint8(0)
+    for n in range(x.shape[0]):
+        for p in range(x.shape[1]):
+            row = x[n, p]
+            in_low, in_middle, in_high = 0, 0, 0
+            for start in range(0, row.size, 128):
+                part = row[start : min(start + 128, row.size)]
+                a, b, d = zero, zero, zero
+                for c in range(part.size):
+                    code = part[c]
+                    a = np.uint8(a + (one if code <= low else zero))
+                    b = np.uint8(b + (one if code <= middle else zero))
+                    d = np.uint8(d + (one if code <= high else zero))
+                in_low += np.int64(a)
+                in_middle += np.int64(b)
+                in_high += np.int64(d)
+            weight = weights[p]
+            counts[0] += weight * in_low
+            counts[1] += weight * (in_middle - in_low)
+            counts[2] += weight * (in_high - in_middle)
+            counts[3] += weight * (row.size - in_high)
+
+
+@_compiled
+def approximate(x, y, codes, weights, counts, q):
+    """Writes TAP of `x (n, p, c) uint8` into `y`, and takes its `tally` and `energy` while it is in the cache.
+
+    `codes` are t1, v1, t2, v2, tmax as uint8. `weights` is empty where nothing is counted, and `q (n, p) int64`
+    where no energy is asked for.
+    """
+    t1, v1, t2, v2, tmax = codes
+    for n in range(x.shape[0]):
+        tap(x[n].reshape(-1), y[n].reshape(-1), t1, v1, t2, v2, tmax)
+        if weights.size:
+            tally(y[n : n + 1], np.uint8(0), v1, tmax, weights, counts)
+        if q.size:
+            energy(y[n], q[n])
+
+
+@_compiled
+def approximate_avx2(x, y, codes, weights, counts, q):
+    """The same as `approximate`, where channels come in 32s, for CPUs with AVX2."""
+    places, channels = x.shape[1:]
+    counted, squares = np.empty(12, np.int64), np.empty(8, np.int32)
+    for n in range(x.shape[0]):
+        for p in range(places):
+            source, target = x[n, p].ctypes.data, y[n, p].ctypes.data
+            if q.size:
+                simd.approximate_with_energy(
+                    source, target, channels, codes.ctypes.data, counted.ctypes.data, squares.ctypes.data
+                )
+                total = 0
+                for part in squares:
+                    total += part
+                q[n, p] = total
+            else:
+                simd.approximate(source, target, channels, codes.ctypes.data, counted.ctypes.data)
+            if weights.size:
+                before = 0
+                for kind in range(3):
+                    up_to = counted[4 * kind] + counted[4 * kind + 1] + counted[4 * kind + 2] + counted[4 * kind + 3]
+                    counts[kind] += weights[p] * (up_to - before)
+                    before = up_to
+                counts[3] += weights[p] * (channels - before)

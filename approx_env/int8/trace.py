@@ -1,0 +1,179 @@
+"""Reads a float module by torch.fx: what its nodes are, with dropout removed, batch norm and ReLU folded in."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from approx_env.errors import InputError
+from approx_env.int8.nodes import (
+    INPUT,
+    Addition,
+    Concatenation,
+    Convolution,
+    Flatten,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    Node,
+    Site,
+)
+
+
+class Trace:
+    """What one forward pass of a module does: walks its graph once and gathers what the nodes will be made of.
+
+    Args:
+        module: in eval mode; `model` is its name, for errors.
+        record_points: the layer's name by the path of its `nn.Identity`.
+
+    Raises:
+        InputError: the module does something that a network cannot hold.
+    """
+
+    def __init__(self, module: nn.Module, model: str, record_points: Mapping[str, str]):
+        try:
+            graph = self.graph = fx.symbolic_trace(module.eval())
+        except Exception as error:  # torch.fx raises what the traced code runs into
+            raise InputError(
+                f"{model} cannot be traced by torch.fx ({error}): its forward must have no control flow"
+            ) from error
+        self.modules = dict(graph.named_modules())
+        self.record_points = record_points
+        self.tensor: dict[fx.Node, str] = {}  # traced node -> name of the tensor that it gives
+        self.last: dict[str, fx.Node] = {}  # name of a tensor -> the traced node whose value it finally has
+        self.found: dict[str, dict] = {}  # name -> 'kind' and fields of the node
+        for traced in graph.graph.nodes:
+            self._visit(traced)
+        missing = set(record_points.values()) - set(self.found)
+        if missing:
+            raise InputError(f"record points must be nn.Identity modules that the forward pass runs: {sorted(missing)}")
+
+    def _visit(self, traced: fx.Node) -> None:
+        if traced.op == "placeholder":
+            self._bind(traced, INPUT)
+        elif traced.op == "output":
+            return
+        elif traced.op == "call_module":
+            self._visit_module(traced, self.modules[traced.target])
+        elif traced.target in (torch.cat, torch.concat):
+            axis = traced.args[1] if len(traced.args) > 1 else traced.kwargs.get("dim", 0)
+            if axis != 1:
+                raise InputError(f"'{traced.name}' concatenates over axis {axis}: only channels (1) can be")
+            self._add(traced, traced.name, Concatenation, inputs=tuple(self.tensor[part] for part in traced.args[0]))
+        elif traced.target in (torch.relu, F.relu) or traced.target == "relu":
+            self._fold_relu(traced)
+        elif traced.target is torch.flatten or traced.target == "flatten":
+            axes = [*traced.args[1:], *traced.kwargs.values()]
+            self._visit_flatten(traced, traced.name, *(axes or [0]))
+        elif traced.target in (operator.add, operator.iadd, torch.add):
+            self._visit_addition(traced)
+        else:
+            raise InputError(f"'{traced.name}' ({traced.op} {traced.target}) has no INT8 counterpart")
+
+    def _visit_addition(self, traced: fx.Node) -> None:
+        operands = [self.tensor.get(part) if isinstance(part, fx.Node) else None for part in traced.args]
+        if len(operands) != 2 or None in operands or traced.kwargs:
+            raise InputError(f"'{traced.name}' must add two tensors")
+        self._add(traced, traced.name, Addition, inputs=tuple(operands))
+
+    def _visit_module(self, traced: fx.Node, module: nn.Module) -> None:
+        path = str(traced.target)
+        if path in self.record_points:
+            self._add(traced, self.record_points[path], Site)
+        elif isinstance(module, nn.Identity | nn.Dropout):
+            self._bind(traced, self.tensor[traced.args[0]])
+        elif isinstance(module, nn.Conv2d):
+            self._visit_convolution(traced, path, module)
+        elif isinstance(module, nn.Linear):
+            self._add(traced, path, Linear, relu=False, float_weight=_array(module.weight), float_bias=_bias(module))
+        elif isinstance(module, nn.BatchNorm2d):
+            self._fold_batch_norm(traced, module)
+        elif isinstance(module, nn.ReLU):
+            self._fold_relu(traced)
+        elif isinstance(module, nn.MaxPool2d):
+            kernel, stride, padding, dilation = (
+                _square(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation)
+            )
+            if kernel is None or stride is None or padding != 0 or dilation != 1:
+                raise InputError(f"'{path}': max pools must have square windows, no padding and no dilation")
+            self._add(traced, path, MaxPool, kernel=kernel, stride=stride, ceil=module.ceil_mode)
+        elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+            self._add(traced, path, GlobalAveragePool)
+        elif isinstance(module, nn.Flatten):
+            self._visit_flatten(traced, path, module.start_dim, module.end_dim)
+        else:
+            raise InputError(f"'{path}' ({type(module).__name__}) has no INT8 counterpart")
+
+    def _visit_flatten(self, traced: fx.Node, name: str, start: int, end: int = -1) -> None:
+        if (start, end) not in ((1, -1), (1, 3)):
+            raise InputError(
+                f"'{name}' flattens from dimension {start} to {end}: only all but the first (1 to -1) can be"
+            )
+        source = self.tensor[traced.args[0]]
+        if self.found.get(source, {}).get("kind") is GlobalAveragePool:  # gives (n, c) already
+            self._bind(traced, source)
+        else:
+            self._add(traced, name, Flatten)
+
+    def _visit_convolution(self, traced: fx.Node, path: str, module: nn.Conv2d) -> None:
+        stride, padding = module.stride[0], module.padding[0] if isinstance(module.padding, tuple) else None
+        same = module.stride == (stride, stride) and module.padding == (padding, padding)
+        if not same or module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
+            raise InputError(f"'{path}': convolutions must have one group, no dilation, equal strides and zero padding")
+        self._add(traced, path, Convolution, stride=stride, padding=padding, relu=False,
+                  float_weight=_array(module.weight), float_bias=_bias(module))  # fmt: skip
+
+    def _add(self, traced: fx.Node, name: str, kind: type[Node], **parts) -> None:
+        if kind is not Site and (name in self.found or name in self.record_points.values()):
+            name = f"{name}:{traced.name}"  # a module that runs twice, or has a layer's name
+        if name in self.found:
+            raise InputError(f"record point '{name}' runs twice in one forward pass: each must have one place")
+        inputs = parts.pop("inputs", None) or (self.tensor[traced.args[0]],)
+        self.found[name] = {"kind": kind, "inputs": inputs, **parts}
+        self._bind(traced, name)
+
+    def _bind(self, traced: fx.Node, name: str) -> None:
+        self.tensor[traced] = name
+        self.last[name] = traced
+
+    def _producer(self, traced: fx.Node, what: str) -> dict:
+        """The weighted node right before `traced`, which alone may read it."""
+        name = self.tensor[traced.args[0]]
+        parts = self.found.get(name, {})
+        alone = all(len(alias.users) == 1 for alias, bound in self.tensor.items() if bound == name)
+        if "float_weight" not in parts or parts["relu"] or not alone:
+            raise InputError(f"'{traced.target}': {what} must follow its convolution or linear layer directly")
+        return parts
+
+    def _fold_batch_norm(self, traced: fx.Node, norm: nn.BatchNorm2d) -> None:
+        parts = self._producer(traced, "batch norm")
+        if norm.running_var is None or norm.weight is None:
+            raise InputError(f"'{traced.target}': batch norm must be affine and track running statistics")
+        gain = _array(norm.weight) / np.sqrt(_array(norm.running_var) + norm.eps)
+        parts["float_weight"] = parts["float_weight"] * gain[:, None, None, None]
+        parts["float_bias"] = (parts["float_bias"] - _array(norm.running_mean)) * gain + _array(norm.bias)
+        self._bind(traced, self.tensor[traced.args[0]])
+
+    def _fold_relu(self, traced: fx.Node) -> None:
+        self._producer(traced, "ReLU")["relu"] = True
+        self._bind(traced, self.tensor[traced.args[0]])
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def _bias(module: nn.Module) -> np.ndarray:
+    return np.zeros(len(module.weight)) if module.bias is None else _array(module.bias)
+
+
+def _square(value: int | tuple[int, ...]) -> int | None:
+    """The one number of a square setting; None where the sides differ."""
+    sides = {value} if isinstance(value, int) else set(value)
+    return sides.pop() if len(sides) == 1 else None

@@ -1,0 +1,123 @@
+"""Histograms of each layer's codes on calibration images, and what follows from them: tmax, observation, start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from approx_env import tap
+from approx_env.engines import build as engines
+from approx_env.errors import InputError
+from approx_env.int8.network import Network
+
+LOWEST_TMAX = 15
+CODE_COUNT = 256
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What calibration says of one approximated layer."""
+
+    name: str
+    histogram: np.ndarray  # (256,) int64: how often each code came
+    tmax: int  # highest approximated code, 15..255
+    observation: np.ndarray  # (4,) float32: depth, mean / 255, std / 128, p90 / 255
+
+    @property
+    def quintile(self) -> tuple[int, int, int, int]:
+        """The historical starting codes."""
+        return tap.quintile(self.tmax)
+
+    @property
+    def approximated(self) -> float:
+        """Share of the nonzero codes that TAP approximates, in [0, 1]."""
+        nonzero = self.histogram[1:]
+        return float(nonzero[: self.tmax].sum() / max(1, nonzero.sum()))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The approximated layers in forward order, and how their tmax was fixed."""
+
+    layers: tuple[Layer, ...]
+    percentile: float  # of the nonzero codes, in (0, 100]
+    offset: int  # added to it
+
+    @property
+    def tmax(self) -> tuple[int, ...]:
+        """tmax of every layer."""
+        return tuple(layer.tmax for layer in self.layers)
+
+    @property
+    def quintile(self) -> tuple[tuple[int, int, int, int], ...]:
+        """The historical configuration."""
+        return tuple(layer.quintile for layer in self.layers)
+
+    def table(self) -> str:
+        """One line a layer: its starting codes, its tmax, and the share of nonzero codes approximated."""
+        width = max(len(layer.name) for layer in self.layers) + 1
+        return "\n".join(
+            f"{layer.name + ':':{width}} "
+            + " ".join(f"{name}={code}" for name, code in zip(tap.CODES, layer.quintile, strict=True))
+            + f" tmax={layer.tmax} (p{self.percentile:g}{self.offset:+d}), {100 * layer.approximated:.1f} % of nonzero"
+            for layer in self.layers
+        )
+
+
+def percentile(histogram: np.ndarray, share: float) -> int:
+    """The smallest code that at least `share` per cent of a histogram's codes do not exceed (0 of an empty one)."""
+    cumulative = np.cumsum(histogram)
+    # The product is rounded so that 90 % of 10 codes is 9 of them, not 9.000000000000002.
+    return int(np.searchsorted(cumulative, round(cumulative[-1] * share / 100, 6))) if cumulative[-1] else 0
+
+
+def observe(histogram: np.ndarray, depth: float) -> np.ndarray:
+    """`[depth, mean / 255, std / 128, p90 / 255]` over all codes of `histogram (256,)`: `(4,) float32`."""
+    codes, total = np.arange(CODE_COUNT), max(1, histogram.sum())
+    mean = (histogram * codes).sum() / total
+    std = np.sqrt((histogram * (codes - mean) ** 2).sum() / total)
+    return np.array([depth, mean / 255, std / 128, percentile(histogram, 90) / 255], np.float32)
+
+
+def calibrate(
+    network: Network,
+    batches: Iterable[np.ndarray],
+    *,
+    tmax_percentile: float = 90.0,
+    tmax_offset: int = 10,
+    engine: str = "vector",
+    device: str = "cpu",
+) -> Calibration:
+    """Counts each layer's codes on calibration images and fixes its tmax.
+
+    tmax = clip(p + tmax_offset, 15, 255), where p is the percentile of the layer's nonzero codes.
+
+    Args:
+        batches: images `(n, c, h, w) uint8`.
+        tmax_percentile: in (0, 100].
+        tmax_offset: codes, may be negative.
+        engine, device: what to run on, as `engines.build` takes them.
+
+    Raises:
+        InputError: a layer never has a nonzero code.
+    """
+    runner = engines.build(network, engine, device)
+    histograms = np.zeros((len(network.layers), CODE_COUNT), np.int64)
+    for images in batches:
+        state = runner.start(images)
+        for histogram in histograms:
+            codes = runner.codes(state).cpu().byte()
+            histogram += np.bincount(codes.permute(0, *range(2, codes.dim()), 1).reshape(-1), minlength=CODE_COUNT)
+            state = runner.advance(state, None)
+    layers = []
+    for index, (name, histogram) in enumerate(zip(network.layers, histograms, strict=True)):
+        nonzero = histogram.copy()
+        nonzero[0] = 0
+        if not nonzero.any():
+            raise InputError(f"layer {name} is zero on every calibration image: the teacher is broken, train another")
+        tmax = int(np.clip(percentile(nonzero, tmax_percentile) + tmax_offset, LOWEST_TMAX, tap.HIGHEST_CODE))
+        depth = index / max(1, len(network.layers) - 1)
+        layers.append(Layer(name, histogram, tmax, observe(histogram, depth)))
+    return Calibration(tuple(layers), tmax_percentile, tmax_offset)

@@ -1,0 +1,60 @@
+"""How far a student's outputs are from its teacher's: knowledge distillation and attention transfer.
+
+Each number here has the same bits on every machine, in any order and any chunks of the images. What can be an integer
+is one; exp and log are those of `elementary`; a mean over images is the correctly rounded sum, divided.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from approx_env.scoring import elementary
+
+SOFT_ACCURACY_SHARPNESS = 8.0
+Logits = torch.Tensor | np.ndarray  # (n, classes)
+
+
+def kd_loss(student: Logits, teacher: Logits, temperature: float = 2.0) -> float:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over images; lower is better, 0 on equal logits.
+
+    Args:
+        student, teacher: logits `(n, classes)`.
+        temperature: T > 0.
+
+    Source: Hinton et al., arXiv:1503.02531, section 2.
+    """
+    student_log, teacher_log = (
+        elementary.log_softmax(np.asarray(logits, np.float64) / temperature) for logits in (student, teacher)
+    )
+    divergence = elementary.exp(teacher_log) * (teacher_log - student_log)
+    return temperature**2 * elementary.mean(divergence.cumsum(1)[:, -1])
+
+
+def attention_distances(student: torch.Tensor, teacher: torch.Tensor) -> np.ndarray:
+    """Squared L2 distance of the attention maps of each image: `(n, p) int64` twice -> `(n,) float64` in [0, 2].
+
+    An attention map is an image's energy, divided by its L2 norm; a map of zeros stays one. The energy is the sum over
+    channels of squared activations at each of p places, or, for a linear layer, each activation's square. The scale
+    cancels, so codes will do. For maps of norm 1 the distance is `2 - 2 s.t / (|s| |t|)`, and its products of integers
+    are exact.
+
+    Source: Zagoruyko & Komodakis, ICLR 2017, eq. 2.
+    """
+    s, t = (energy.cpu().numpy().astype(np.int64, copy=False) for energy in (student, teacher))
+    ss, tt, st = ((a * b).sum(1).astype(np.float64) for a, b in ((s, s), (t, t), (s, t)))
+    norms = np.sqrt(ss * tt)  # of equal maps exactly `st`, so that their distance is 0
+    cosine = np.divide(st, norms, out=np.zeros_like(norms), where=norms > 0)
+    ones = (ss > 0).astype(np.float64) + (tt > 0)
+    return np.maximum(ones - 2 * cosine, 0.0)
+
+
+def hard_accuracy(logits: Logits, labels: np.ndarray | torch.Tensor) -> float:
+    """Share of images in [0, 1] whose largest logit is the label's (of equal ones the first counts)."""
+    return int((np.asarray(logits).argmax(1) == np.asarray(labels)).sum()) / len(labels)
+
+
+def soft_accuracy(logits: Logits, labels: np.ndarray | torch.Tensor) -> float:
+    """Mean softmax of 8 x logits at the label, in [0, 1]: an accuracy that also moves when no prediction flips."""
+    logs = elementary.log_softmax(SOFT_ACCURACY_SHARPNESS * np.asarray(logits, np.float64))
+    return elementary.mean(elementary.exp(logs[np.arange(len(logs)), np.asarray(labels)]))

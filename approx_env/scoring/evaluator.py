@@ -1,0 +1,276 @@
+"""Scores configurations on a fixed set of images: the one function behind every search algorithm.
+
+    return = accuracy - kd_weight * KD - at_weight * AT
+
+A score has the same bits on every machine, for any chunks of the images and any number of threads: `distill` says how
+it is added up.
+
+The teacher's outputs and the first layer's codes, the same for all configurations, are computed once. A configuration
+that begins like the one before it starts where they part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from approx_env import tap
+from approx_env.engines import build as engines
+from approx_env.engines import memory
+from approx_env.engines.base import State
+from approx_env.int8 import cost
+from approx_env.int8.network import Network, pool_first
+from approx_env.scoring import distill, elementary
+from approx_env.scoring.calibration import Calibration
+
+Configuration = Sequence[Sequence[int]]  # (t1, v1, t2, v2) of every layer, in forward order
+FEW = 16  # images that are prepared together
+CACHE_BYTES = 128 * 2**20  # of the last configuration's states
+
+
+@dataclass(frozen=True)
+class Reward:
+    """How the parts of a score add up to its return."""
+
+    accuracy: str = "hard"  # 'hard' or 'soft': which accuracy the return rewards
+    kd_temperature: float = 2.0  # T of the KD loss, > 0
+    kd_weight: float = 1.0  # >= 0
+    at_weight: float = 1.0  # >= 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one configuration is worth on the evaluator's images."""
+
+    accuracy: float  # share of images that the student gets right, in [0, 1]
+    soft_accuracy: float  # mean sharpened probability of the label, in [0, 1]
+    drop_points: float  # teacher accuracy - student accuracy, percentage points
+    kd: float  # KD loss, >= 0
+    at: float  # AT loss, summed over the attention layers, >= 0
+    return_: float  # accuracy - kd_weight * kd - at_weight * at
+    layer_shares: np.ndarray  # (layers, 4) float64: shares of multiply-accumulates on zero, v1, v2, exact activations
+    shares: np.ndarray  # (4,) float64: the same over all layers together
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that decides what a configuration scores, as plain arrays that travel between processes."""
+
+    network: Network  # the INT8 teacher
+    calibration: Calibration  # fixes each layer's tmax
+    images: np.ndarray  # (n, c, h, w) uint8
+    labels: np.ndarray  # (n,) int64
+    reward: Reward  # how a return is made
+    engine: str = "vector"  # see `engines`
+    device: str = "cpu"
+
+
+@dataclass
+class Step:
+    """What one layer's codes led to."""
+
+    codes: np.ndarray  # (k, 4)
+    counts: np.ndarray  # (k, 4) int64
+    at: list[float] | None  # AT terms of the k configurations, at an attention layer
+    states: list[State] | None  # behind the layer, one a chunk of images; None once dropped
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the states hold."""
+        return sum(tensor.nbytes for state in self.states or () for tensor in state.tensors.values())
+
+
+class Evaluator:
+    """A problem made ready to score configurations on this machine.
+
+    From then on this process keeps the memory that it frees (`memory.keep_freed_memory`): an episode needs the same
+    buffers again and again, and took three times as long with fresh ones.
+
+    Args:
+        problem: what to score on.
+        cache_bytes: how much of the last configuration's states to keep, >= 0; the deepest layers' stay longest.
+    """
+
+    def __init__(self, problem: Problem, cache_bytes: int = CACHE_BYTES):
+        memory.keep_freed_memory()
+        self.reward = problem.reward
+        self.calibration = problem.calibration
+        self.labels = torch.tensor(problem.labels)
+        self.network = pool_first(problem.network)
+        calibrated = tuple(layer.name for layer in problem.calibration.layers)
+        if calibrated != self.network.layers:
+            raise ValueError(
+                f"the calibration must be of layers {self.network.layers}, in this order, got {calibrated}"
+            )
+        self.readers = cost.readers(self.network)
+        self.covered = cost.covered(self.network, self.readers)
+        self.engine = engines.build(self.network, problem.engine, problem.device, self.readers)
+        self.cache_bytes = cache_bytes
+        self.last: list[Step] = []  # of the configuration scored last, as far as it got
+        chunk = self.engine.chunk
+        chunks = [problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk)]
+        self.starts = [self._start(images) for images in chunks]
+        self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
+        logits = []
+        for state in self.starts:
+            for name in self.network.layers:
+                state = self.engine.advance(state, None)
+                if name in self.teacher_energies:
+                    self.teacher_energies[name].append(state.energy)
+            logits.append(self.engine.logits(state))
+        self.teacher_logits = torch.cat(logits)
+        self.teacher_accuracy = distill.hard_accuracy(self.teacher_logits, self.labels)
+        memory.give_back()
+
+    def _start(self, images: np.ndarray) -> State:
+        """The state at the first layer, a few images at a time: what comes before it is large, and soon forgotten."""
+        parts = [self.engine.start(torch.tensor(images[i : i + FEW])) for i in range(0, len(images), FEW)]
+        return State(0, {name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the approximated layers."""
+        return self.network.layers
+
+    def keep(self, steps: list[Step]) -> None:
+        """Remembers the steps of a configuration, and drops the earliest layers' states beyond `cache_bytes`."""
+        self.last = list(steps)
+        excess = sum(step.size_bytes for step in steps) - self.cache_bytes
+        for step in steps[:-1]:
+            if excess <= 0:
+                break
+            excess -= step.size_bytes
+            step.states = None
+
+    def begin(self, configurations: int = 1) -> Evaluation:
+        """Starts to score configurations in lockstep, layer by layer."""
+        return Evaluation(self, configurations)
+
+    def evaluate(self, configuration: Configuration) -> Score:
+        """Scores a whole configuration.
+
+        Raises:
+            ValueError: codes missing, too many or invalid; nothing is computed then.
+        """
+        tmax = self.calibration.tmax
+        if len(configuration) != len(tmax):
+            raise ValueError(f"a configuration has codes for {len(tmax)} layers, got {len(configuration)}")
+        for codes, limit in zip(configuration, tmax, strict=True):
+            tap.check(codes, limit)
+        evaluation = self.begin()
+        for codes in configuration:
+            evaluation.advance([codes])
+        return evaluation.scores[0]
+
+
+class Evaluation:
+    """One configuration, or several in lockstep, on the way through the network."""
+
+    def __init__(self, evaluator: Evaluator, configurations: int):
+        self._evaluator = evaluator
+        self._steps: list[Step] = []
+        self._known = evaluator.last  # steps that may be repeated
+        self._returns = [0.0] * configurations
+        self.scores: list[Score] | None = None  # of each configuration, once every layer has its codes
+
+    @property
+    def layer(self) -> int:
+        """Index of the next layer."""
+        return len(self._steps)
+
+    def advance(self, codes: Sequence[Sequence[int]] | np.ndarray) -> list[float]:
+        """Sets the next layer's codes `(k, 4)`, runs on to the layer after it, and returns the k rewards of this step.
+
+        A reward is minus the weighted AT term at an attention layer; the last step adds accuracy - kd_weight * KD.
+        A configuration's rewards, summed in order, are its return, exactly.
+
+        Raises:
+            ValueError: invalid codes; nothing changes then.
+        """
+        owner = self._evaluator
+        codes = np.asarray(codes)
+        if codes.shape[0] != len(self._returns):
+            raise ValueError(f"{len(self._returns)} configurations are in lockstep, and codes for {len(codes)} came")
+        for one in codes:
+            tap.check(one, owner.calibration.tmax[self.layer])
+        step = self._repeated(codes) or self._computed(codes)
+        self._steps.append(step)
+        owner.keep(self._steps)
+        weight = owner.reward.at_weight
+        rewards = [0.0 - weight * term for term in step.at] if step.at else [0.0] * len(codes)
+        if self.layer == len(owner.layers):
+            outcomes = self._outcomes()
+            accuracy = f"{'soft_' if owner.reward.accuracy == 'soft' else ''}accuracy"
+            for k, outcome in enumerate(outcomes):
+                rewards[k] += outcome[accuracy]
+                rewards[k] -= owner.reward.kd_weight * outcome["kd"]
+        self._returns = [total + reward for total, reward in zip(self._returns, rewards, strict=True)]
+        if self.layer == len(owner.layers):
+            self.scores = [
+                Score(**outcome, return_=total) for outcome, total in zip(outcomes, self._returns, strict=True)
+            ]
+        return rewards
+
+    def _repeated(self, codes: np.ndarray) -> Step | None:
+        """The step of the configuration before this one, if all codes so far are the same."""
+        if self.layer < len(self._known) and np.array_equal(self._known[self.layer].codes, codes):
+            return self._known[self.layer]
+        self._known = []
+        return None
+
+    def _computed(self, codes: np.ndarray) -> Step:
+        """Runs from the deepest layer whose states are there."""
+        states, begin = list(self._evaluator.starts), 0
+        for depth, step in enumerate(self._steps, 1):
+            if step.states is not None:
+                states, begin = list(step.states), depth
+        if not self._evaluator.cache_bytes and self._steps:
+            self._steps[-1].states = None  # each chunk's is freed as soon as it is used
+        for layer, again in enumerate(self._steps[begin:], begin):
+            states = self._through(layer, states, again.codes)
+        states = self._through(self.layer, states, codes)
+        counts = sum(state.counts for state in states)
+        attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_energies
+        return Step(codes, counts, self._attention_terms(states) if attention else None, states)
+
+    def _through(self, layer: int, states: list[State], codes: np.ndarray) -> list[State]:
+        """Takes every chunk of images through a layer, and out of `states`, so that it can be freed."""
+        engine, tmax = self._evaluator.engine, self._evaluator.calibration.tmax[layer]
+        passed = []
+        while states:
+            passed.append(engine.advance(states.pop(0), codes, tmax))
+        return passed
+
+    def _attention_terms(self, states: list[State]) -> list[float]:
+        teacher, count = self._evaluator.teacher_energies[self._evaluator.layers[self.layer]], len(self._returns)
+        distances = [
+            distill.attention_distances(state.energy, kept.repeat(count, 1)).reshape(count, -1)
+            for state, kept in zip(states, teacher, strict=True)
+        ]
+        return [elementary.mean(np.concatenate([part[k] for part in distances])) for k in range(count)]
+
+    def _outcomes(self) -> list[dict]:
+        """What each finished student's logits and counts say."""
+        owner = self._evaluator
+        logits = [owner.engine.logits(state).chunk(len(self._returns)) for state in self._steps[-1].states]
+        return [self._outcome(k, torch.cat([part[k] for part in logits])) for k in range(len(self._returns))]
+
+    def _outcome(self, k: int, logits: torch.Tensor) -> dict:
+        owner = self._evaluator
+        accuracy = distill.hard_accuracy(logits, owner.labels)
+        counts = np.stack([step.counts[k] for step in self._steps])
+        at = 0.0
+        for step in self._steps:
+            at += step.at[k] if step.at else 0.0
+        return {
+            "accuracy": accuracy,
+            "soft_accuracy": distill.soft_accuracy(logits, owner.labels),
+            "drop_points": 100 * (owner.teacher_accuracy - accuracy),
+            "kd": distill.kd_loss(logits, owner.teacher_logits, owner.reward.kd_temperature),
+            "at": at,
+            "layer_shares": cost.shares(counts),
+            "shares": cost.shares(counts.sum(0)),
+        }

@@ -1,0 +1,1 @@
+"""Teachers: float networks, how they are trained and quantised, and how they are stored."""

@@ -1,0 +1,1 @@
+"""A run's folder: rows, lease, the one writer, and the report."""

@@ -1,0 +1,85 @@
+"""Compares runs in one Markdown table: `python -m search.report results/reference/*`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from approx_env import markdown
+from approx_env.errors import InputError, exit_status
+from approx_env.int8.cost import KINDS
+from search.results import inspection, store
+from search.results.folder import Folder
+
+USAGE = "python -m search.report RUN [RUN ...]"
+HEADS = (
+    "network", "teacher on test, float / INT8", "search", "episodes x seeds",
+    "best return of each seed, mean (lowest)", "drop on validation, points", "drop on test, points",
+    " / ".join(KINDS),
+)  # fmt: skip
+
+
+def row(place: str | os.PathLike) -> tuple[str, ...]:
+    """The table's cells of one finished run.
+
+    Raises:
+        InputError: the folder holds no finished run, or files that are damaged or of another run.
+    """
+    about, best, scored, chosen = _finished(Folder(place))
+    metrics, arguments = best["metrics"], about["arguments"]
+    seeds = scored["seed"].nunique()
+    scored = scored[scored["search_images"] == scored["search_images"].max()]  # returns on fewer images are others
+    best_returns = scored.groupby("seed")["return"].max()
+    return (
+        best["model"],
+        f"{metrics['float_teacher']['test']:.1%} / {metrics['acc_teacher']:.1%}",
+        arguments["algorithm"],
+        f"{arguments['episodes']} x {seeds}",
+        f"{best_returns.mean():.4f} ({best_returns.min():.4f})",
+        f"{metrics['validation']['drop_points']:.2f}",
+        f"{metrics['acc_drop']:.2f}",
+        " / ".join(f"{chosen[f'mac_{kind}']:.1%}" for kind in KINDS),
+    )
+
+
+def _finished(folder: Folder) -> tuple[dict[str, Any], dict[str, Any], pd.DataFrame, pd.Series]:
+    """run.json, best.json, all rows and the chosen one."""
+    try:
+        about = inspection.run_json(folder)
+        best = inspection.best_json(folder, about)
+        faults = inspection.faults(folder, about)
+        scored = pd.DataFrame() if faults else store.read(folder)
+        chosen = pd.Series() if faults else inspection.chosen(best, scored)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no finished run ({error}): name a folder that search.run wrote") from error
+    if faults:
+        raise InputError([f"{folder}/{name} is damaged or of another run ({reason}): remove it, or bring back what "
+                          "was there" for name, reason in faults.items()])  # fmt: skip
+    return about, best, scored, chosen
+
+
+def table(folders: Sequence[str | os.PathLike]) -> str:
+    """The whole table, runs in the order given."""
+    return markdown.table(HEADS, map(row, folders))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the table; returns the exit status."""
+    return exit_status(lambda: _report(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _report(arguments: list[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        told = "Prints finished runs as a Markdown table. A run is a folder that search.run wrote, or s3://bucket/path."
+        print(f"usage: {USAGE}\n\n{told}")
+        return
+    unknown = [argument for argument in arguments if argument.startswith("-")]
+    if unknown:
+        raise InputError(f"{unknown[0]} is no option of search.report: {USAGE}")
+    if not arguments:
+        raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
+    print(table(arguments))

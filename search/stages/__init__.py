@@ -1,0 +1,1 @@
+"""What a run goes through: trials, promotion, validation."""

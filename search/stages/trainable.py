@@ -1,0 +1,103 @@
+"""A Tune trainable that drives any ask/tell algorithm: a search with a budget, runners, rows, and resumption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray import tune
+
+from approx_env.scoring.evaluator import Configuration
+from search import algorithms
+from search.results import sink
+from search.workers.runners import Runners, Scorer, ScoringFailed, raised
+
+EVALUATIONS_A_STEP = 8  # by each runner, between two reports to Tune
+FAILURE = "failure"  # of a trial's last result: the exception that ended it, to be raised in the driver
+
+
+def resources(runners: int, gpus: float) -> tune.PlacementGroupFactory:
+    """What a trial asks of Ray: a core and `gpus` GPUs for each runner, on as many nodes as there are.
+
+    The trial itself takes turns with its runners and needs no core of its own. It lives on the head, without which
+    nothing goes on anyway: so no other node is one that a search could not do without.
+    """
+    runner = {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
+    bundles = [sink.ON_HEAD] + [runner] * runners if runners else [runner | sink.ON_HEAD]
+    return tune.PlacementGroupFactory(bundles, strategy="SPREAD")
+
+
+def ended_by(error: Exception) -> dict[str, Any]:
+    """The last result of a trial that an error ended. Tune would start a trial that raises it again.
+
+    Raises:
+        Exception: the error itself, if another attempt may help: a process, a node or an object was lost.
+    """
+    reason = raised(error)
+    if reason is None:
+        raise error
+    return {"done": True, FAILURE: reason}
+
+
+class AskTellSearch(tune.Trainable):
+    """One search by an ask/tell algorithm.
+
+    `config` holds `run`, `algorithm`, its `options` as a dictionary, `seed`, `budget`, `num_env_runners`, and `gpus`,
+    what each of those asks for.
+
+    A search that was cut off asks for everything again. Configurations that have rows are not scored again: the
+    algorithm is told what the rows say.
+    """
+
+    @classmethod
+    def default_resource_request(cls, config: dict) -> tune.PlacementGroupFactory:
+        return resources(config["num_env_runners"], config["gpus"])
+
+    def setup(self, config: dict) -> None:
+        problem = sink.fetch_problem(config["run"])
+        algorithm = algorithms.find(config["algorithm"])
+        options = algorithm.Options(**config["options"])
+        self._search = algorithm.Search(problem.calibration, config["seed"], options)
+        self._recorder = sink.Recorder(config["run"], config["algorithm"], config["seed"])
+        self._trial = sink.trial_name(config["algorithm"], config["seed"])
+        self._written = ray.get(sink.find(config["run"]).scores.remote(self._trial))
+        count = config["num_env_runners"]
+        self._runners = Runners(problem, count, config["gpus"]) if count else None
+        self._local = None if count else Scorer(problem)
+        self._asked = 0
+
+    def step(self) -> dict[str, Any]:
+        try:
+            self._ask_and_tell()
+        except Exception as error:
+            return ended_by(error)
+        return sink.tune_metrics(self.config["run"], self._trial, self.config["budget"])
+
+    def _ask_and_tell(self) -> None:
+        left = self.config["budget"] - self._asked
+        asked = self._search.ask(min(left, EVALUATIONS_A_STEP * max(1, self.config["num_env_runners"])))
+        if left and not asked:
+            raise ScoringFailed(f"{self._trial} has no more to propose after {self._asked} configurations")
+        names = [self._episode_id(self._asked + k) for k in range(len(asked))]
+        outcomes = self._evaluate([one for one, name in zip(asked, names, strict=True) if name not in self._written])
+        scores = []
+        for episode, name in enumerate(names, self._asked):
+            if name in self._written:
+                scores.append(self._written[name])
+                continue
+            scores.append(next(outcomes))
+            self._recorder.add(name, episode, scores[-1])
+        self._recorder.wait()
+        self._search.tell(asked, scores)
+        self._asked += len(asked)
+
+    def _episode_id(self, episode: int) -> str:
+        return sink.episode_id(self.config["algorithm"], self.config["seed"], episode)
+
+    def _evaluate(self, configurations: list[Configuration]) -> Iterator[dict]:
+        return self._runners.evaluate(configurations) if self._runners else map(self._local.evaluate, configurations)
+
+    def cleanup(self) -> None:
+        if self._runners:
+            self._runners.close()

@@ -1,0 +1,1 @@
+"""Processes: the Ray session, their environment, and those that score."""

@@ -1,0 +1,168 @@
+"""Processes that score configurations."""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+import torch
+
+from approx_env import env
+from approx_env.errors import InputError
+from approx_env.scoring.evaluator import Configuration, Evaluator, Problem
+
+LOSSES_TOLERATED = 5  # of each process in a row
+
+
+class ScoringFailed(RuntimeError):
+    """Scoring raises an exception, or kills every process that tries. To try again would not help."""
+
+
+class Losses:
+    """Counts how often a pool loses a process, and gives up when that never ends.
+
+    Args:
+        processes: how many the pool has.
+    """
+
+    def __init__(self, processes: int):
+        self._most, self._in_a_row = LOSSES_TOLERATED * processes, 0
+
+    def finished(self) -> None:
+        """A process has finished some work: the count begins anew."""
+        self._in_a_row = 0
+
+    def lost(self, why: object = "") -> None:
+        """A process is lost; `why`, if that is known, is told when this gives up.
+
+        Raises:
+            ScoringFailed: this happened too often since one last finished some work.
+        """
+        self._in_a_row += 1
+        if self._in_a_row > self._most:
+            text = f"scoring processes were lost {self._in_a_row} times in a row, and none finished its work"
+            raise ScoringFailed(f"{text}: look into Ray's logs, and whether memory suffices. {why}".rstrip())
+
+
+def raised(error: Exception) -> Exception | None:
+    """What scoring itself raised, if that is the reason of `error`; None if a process, a node or an object was lost."""
+    cause = error
+    if getattr(error, "actor_init_failed", False) and error.args:  # Ray keeps what a constructor raised
+        cause = error.args[0]
+    if isinstance(cause, ray.exceptions.RayTaskError):
+        cause = cause.cause
+    if isinstance(cause, InputError | ScoringFailed):
+        return cause
+    if isinstance(cause, ray.exceptions.RayError):
+        return None
+    told = str(error) if isinstance(error, ray.exceptions.RayError) else "".join(traceback.format_exception(error))
+    return ScoringFailed(f"the search raised an exception:\n{told}")
+
+
+class Scorer:
+    """Scores configurations in this process, on one thread."""
+
+    def __init__(self, problem: Problem):
+        torch.set_num_threads(1)
+        self._evaluator = Evaluator(problem)
+
+    def ready(self) -> None:
+        """Answers as soon as the process can score."""
+
+    def teacher_accuracy(self) -> float:
+        """Share of the problem's images in [0, 1] that the teacher gets right."""
+        return self._evaluator.teacher_accuracy
+
+    def evaluate(self, configuration: Configuration) -> dict:
+        """The score of a configuration, as the environment's last `info` has it."""
+        return env.outcome(configuration, self._evaluator.evaluate(configuration))
+
+
+@ray.remote(num_cpus=1)
+class Runner(Scorer):
+    """A scorer in a process of its own; `shared` is from `share`."""
+
+    def __init__(self, shared: bytes):
+        super().__init__(fetch(shared))
+
+
+def share(problem: Problem) -> bytes:
+    """Puts a problem into Ray's object store, to stay there as long as this process lives.
+
+    Its reference travels as bytes: an actor that starts later may not depend on an argument that Ray could release.
+    """
+    return ray.cloudpickle.dumps(ray.put(problem))
+
+
+def fetch(shared: bytes) -> Problem:
+    """The problem, whose arrays lie in the node's object store."""
+    return ray.get(ray.cloudpickle.loads(shared))
+
+
+class Runners:
+    """`count` processes (at least one) that score configurations of a problem, which lies once in Ray's object store.
+
+    They live until `close()`. Each asks Ray for a core and `gpus` GPUs. One that dies is replaced, as soon as a node
+    has room for it; the others do its work.
+    """
+
+    def __init__(self, problem: Problem, count: int, gpus: float = 0):
+        self._shared, self._runner = share(problem), Runner.options(num_gpus=gpus)
+        self._actors = [self._runner.remote(self._shared) for _ in range(max(1, count))]
+        self._losses = Losses(len(self._actors))
+
+    def teacher_accuracy(self) -> float:
+        """Share of the problem's images in [0, 1] that the teacher gets right."""
+        return next(self._work("teacher_accuracy", [()]))
+
+    def evaluate(self, configurations: Sequence[Configuration]) -> Iterator[dict]:
+        """Scores configurations, each by whichever runner is free; yields the scores in order.
+
+        Raises:
+            InputError: a runner raised it.
+            ScoringFailed: a runner raised anything else, or runners die again and again.
+        """
+        return self._work("evaluate", [(configuration,) for configuration in configurations])
+
+    def _work(self, method: str, arguments: Sequence[tuple]) -> Iterator[Any]:
+        """Calls a method of whichever runner is free with each of the arguments; yields the results in order."""
+        waiting, done = deque(range(len(arguments))), {}
+        idle: list[int] = []  # places in the list of actors
+        # Calls under way: by which runner, and for which position; None while a runner is being started.
+        calls = {actor.ready.remote(): (place, None) for place, actor in enumerate(self._actors)}
+        for wanted in range(len(arguments)):
+            while wanted not in done:
+                while idle and waiting:
+                    place, position = idle.pop(), waiting.popleft()
+                    calls[getattr(self._actors[place], method).remote(*arguments[position])] = place, position
+                (call,), _ = ray.wait(list(calls))
+                place, position = calls.pop(call)
+                try:
+                    result = ray.get(call)
+                except (ray.exceptions.RayError, InputError) as error:
+                    self._replace(place, error)
+                    calls[self._actors[place].ready.remote()] = place, None
+                    if position is not None:
+                        waiting.appendleft(position)
+                    continue
+                idle.append(place)
+                if position is not None:
+                    self._losses.finished()
+                    done[position] = result
+            yield done.pop(wanted)
+
+    def _replace(self, place: int, error: Exception) -> None:
+        """Puts a new runner into the place of one that failed with `error`, unless that would not help."""
+        if reason := raised(error):
+            raise reason from error
+        self._losses.lost(error)
+        ray.kill(self._actors[place])  # perhaps it is only out of reach
+        self._actors[place] = self._runner.remote(self._shared)
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for actor in self._actors:
+            ray.kill(actor)

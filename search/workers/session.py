@@ -1,0 +1,206 @@
+"""A Ray that a command starts, or the cluster that it joins, for as long as it runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import ray  # before psutil, which it brings
+
+import psutil  # isort: skip
+from ray._private import ray_constants
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from approx_env.errors import ENDING, Failure, InputError
+from search.results.folder import Folder
+from search.workers import processes
+
+OBJECT_STORE_BYTES = 512 * 2**20
+CONNECT_SECONDS = 5
+WATCH_SECONDS = 0.25
+QUIET = {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR}
+NEEDED = {"raylet": "raylet", "gcs_server": "control service (GCS)"}  # Ray's processes, and what to call them
+HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
+
+
+@contextmanager
+def session(address: str, cores: int | None = None, same_bits: bool = True) -> Iterator[Path]:
+    """Connects to the cluster at `address`, or starts a node of its own for 'local', and leaves nothing behind.
+
+    A node of its own listens on loopback alone, and nobody else can reach its files. Gives a folder of this machine
+    for temporary files, which goes at the end.
+
+    Args:
+        cores: how many the node claims to have, if not those of this machine.
+        same_bits: whether torch rounds in the same way on every CPU; it is slower then, where much is computed.
+
+    Raises:
+        InputError: no cluster answers there.
+        Failure: a process of Ray's has died; its logs are kept.
+    """
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    variables = processes.SAME_BITS if same_bits else {}
+    # Nobody else may enter it. Ray opens the folders that it makes to all, so they lie one further down.
+    temporary = Path(tempfile.mkdtemp(prefix=processes.FOLDER))
+    watch = None
+    try:
+        if address == "local":
+            with processes.private():
+                watch = _start(temporary, cores, processes.NODE | variables)
+                yield temporary / "scratch"
+        else:
+            _join(address, variables)
+            yield temporary / "scratch"
+    except BaseException as error:
+        if watch and (dead := watch.noticed if isinstance(error, KeyboardInterrupt) else watch.dead()):
+            watch.kill()
+            raise Failure(f"Ray's {dead} has died, and the work with it: see whether memory ran out, and Ray's logs in "
+                          f"{_keep_logs(temporary)}; start the command again, a search with --resume RUN") from None  # fmt: skip
+        if watch and isinstance(error, Exception) and not isinstance(error, InputError | BrokenPipeError):
+            print(f"Ray's logs are kept in {_keep_logs(temporary)}", file=sys.stderr)
+        raise
+    finally:
+        if watch:
+            watch.stop()
+        ray.shutdown()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _start(temporary: Path, cores: int | None, variables: dict[str, str]) -> _Watch:
+    """Starts a node of this command's own below `temporary`."""
+    folder = temporary / "r"
+    folder.mkdir()
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    enabled, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # so Ray's address is loopback
+    try:
+        with processes.inherited(variables):
+            ray.init(address="local", num_cpus=cores, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
+                     _temp_dir=str(folder), **QUIET)  # fmt: skip
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = enabled
+        _restore(handlers)
+    return _Watch()
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    """Takes SIGTERM back from Ray, which ends without cleaning up."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
+
+
+class _Watch(threading.Thread):
+    """Ends this command when a process dies without which the node is none; Ray itself would wait for a minute."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        started = ray._private.worker._global_node.all_processes
+        self._processes = {name: started[name][0].process for name in NEEDED}
+        self._stopped = threading.Event()
+        self.noticed: str | None = None  # what has died, if this command is ended for it
+        self.start()
+
+    def dead(self) -> str | None:
+        """The name of a process that has died."""
+        return next((NEEDED[name] for name, process in self._processes.items() if process.poll() is not None), None)
+
+    def run(self) -> None:
+        while not self._stopped.wait(WATCH_SECONDS):
+            self.noticed = self.dead()
+            if self.noticed:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def kill(self) -> None:
+        """Ends the raylet and what it has started: without the rest of the node they do not end by themselves."""
+        with suppress(psutil.Error):
+            raylet = psutil.Process(self._processes["raylet"].pid)
+            for process in (*raylet.children(recursive=True), raylet):
+                with suppress(psutil.Error):
+                    process.kill()
+
+    def stop(self) -> None:
+        """Looks no longer."""
+        self._stopped.set()
+        self.join()
+
+
+def _keep_logs(temporary: Path) -> Path:
+    """Moves Ray's logs to where they stay."""
+    kept = Path(tempfile.mkdtemp(prefix="ray-logs-"))
+    for logs in temporary.glob("r/session_2*/logs"):
+        shutil.move(logs, kept)
+    return kept
+
+
+def _join(address: str, variables: dict[str, str]) -> None:
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    try:
+        if address != "auto":  # Ray itself would try for minutes
+            host, port = address.rsplit(":", 1)
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        ray.init(address=address, runtime_env={"env_vars": variables}, **QUIET)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
+    finally:
+        _restore(handlers)
+
+
+def room(gpus: float) -> tuple[int, int, int]:
+    """What the cluster offers now: its cores, and room for how many processes of a core and `gpus` GPUs each there is
+    on all nodes, and on the head.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    rooms = [_room(node, gpus) for node in nodes]
+    at_head = sum(room for node, room in zip(nodes, rooms, strict=True) if HEAD in node)
+    return int(sum(node.get("CPU", 0) for node in nodes)), sum(rooms), at_head
+
+
+def _room(node: dict[str, float], gpus: float) -> int:
+    cores, there = int(node.get("CPU", 0)), int(node.get("GPU", 0))
+    if not gpus:
+        return cores
+    # Parts of a GPU lie on one; 1e-9 is for 1 / 0.1 and the like.
+    return min(cores, there * int(1 / gpus + 1e-9) if gpus < 1 else int(there / gpus + 1e-9))
+
+
+def check_shared(folder: Folder, file: str) -> None:
+    """Looks whether every node of a cluster sees `file` in a folder of this machine; says so if there is but one node.
+
+    Raises:
+        InputError: naming the nodes that do not.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if not folder.local:
+        return
+    if len(nodes) == 1:
+        print(f"note: {folder.path} is lost with this node, unless hosts share it; only this one could be asked")
+        return
+    looks = {
+        node["NodeID"]: _sees.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(folder.path, file)
+        for node in nodes
+    }
+    blind = [node["NodeManagerHostname"] for node in nodes if not ray.get(looks[node["NodeID"]])]
+    if blind:
+        raise InputError(
+            f"--results {folder} is on this machine alone: {', '.join(blind)} of {len(nodes)} nodes cannot see it, and "
+            "what is on one node is lost with it; give a path that all nodes share, or s3://bucket/path"
+        )
+
+
+@ray.remote(num_cpus=0)
+def _sees(folder: str, file: str) -> bool:
+    return Path(folder, file).exists()
