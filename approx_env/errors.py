@@ -53,7 +53,7 @@ def exit_status(command: Callable[[], int | None]) -> int:
     try:
         with _heard(received), _threads_that_write(unread):
             status = command()
-            _flush()
+            sys.stdout.flush()
             return status or 0
     except InputError as error:
         _tell(f"error: {problem}" for problem in error.problems)
@@ -65,6 +65,12 @@ def exit_status(command: Callable[[], int | None]) -> int:
         if not _unread():
             raise  # it is another pipe
         unread.append(True)
+    except OSError as error:
+        if not _full():
+            raise  # it is another file
+        _tell([f"error: stdout cannot be written ({error}): send it to a file, a pipe or a terminal"])
+        _write_nowhere()
+        return 2
     except KeyboardInterrupt:
         if not unread:
             _tell(["interrupted"])
@@ -145,14 +151,13 @@ def _unread() -> bool:
         return False
 
 
-def _flush() -> None:
+def _full() -> bool:
+    """Whether stdout takes nothing more, as a file on a full disk."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _write_nowhere()
-        raise InputError(f"stdout cannot be written ({error}): send it to a file, a pipe or a terminal") from error
+        os.write(sys.stdout.fileno(), b"\n")
+    except (AttributeError, OSError, ValueError):
+        return True
+    return False
 
 
 def _write_nowhere() -> None:

@@ -22,7 +22,6 @@ from approx_env.int8.network import pool_first
 from search import config
 from search.job import Job, claim, differences, note_on_images, prepare
 from search.results import lease, store
-from search.workers import logs
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
 
@@ -62,7 +61,7 @@ def search(job: Job) -> None:
     with session(job.settings.address) as scratch:
         job = replace(job, settings=_on_cluster(job.settings))
         settings, problem = job.settings, job.problem
-        with claimed(job) as owner, logs.kept(scratch.parent, job.folder):
+        with claimed(job) as owner:
             if settings.address != "local":
                 check_shared(job.folder, lease.FILE)
             info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,

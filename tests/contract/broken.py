@@ -1,9 +1,15 @@
 """An evaluator with a bug, in every worker of a search that is started with `ENVIRONMENT`."""
 
 import os
+from pathlib import Path
 
 # How Ray tells a worker of the set-up hook in its runtime environment.
-ENVIRONMENT = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.install", "TAPSEARCH_TEST_BUG": "raise"}
+ROOT = Path(__file__).parents[2]  # workers find this module from there
+ENVIRONMENT = {
+    "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": f"{__name__}.install",
+    "TAPSEARCH_TEST_BUG": "raise",
+    "PYTHONPATH": str(ROOT),
+}
 
 
 def install() -> None:

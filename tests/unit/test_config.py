@@ -149,12 +149,6 @@ def test_a_resumed_search_has_its_own_options_but_for_where_things_are():
     )  # fmt: skip
 
 
-def test_a_run_of_before_names_were_changed_goes_on():
-    own = json.loads(json.dumps(asdict(Settings(model="alexnet", calib_batch_size=8))))
-    own["layers"], own["batch_size"] = own.pop("model"), own.pop("calib_batch_size")
-    assert config.resumed(config.parse(["--resume", "r"]), own) == Settings("alexnet", calib_batch_size=8, resume="r")
-
-
 @pytest.mark.parametrize("argv", [["--layers", "alexnet"], ["--layers=alexnet"], ["--model", "alexnet"]])
 def test_the_model_is_also_called_layers(argv, monkeypatch):
     assert config.parse(argv).model == "alexnet"
