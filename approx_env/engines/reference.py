@@ -1,4 +1,4 @@
-"""Slow, plain twins in exact integer arithmetic of what `engine.py` and `kernels.py` do fast.
+"""Slow, plain twins in exact integer arithmetic of what engines do fast.
 
 Only tests, a doubting reader, and the portable engine when it proves its sums, run them.
 """
@@ -64,7 +64,7 @@ def forward(
 
 
 def weighted(network: Network, node: Weighted, codes: np.ndarray) -> np.ndarray:
-    """What a weighted node makes of codes: its definition in `network`, word for word."""
+    """What a weighted node makes of codes: its definition in `int8.nodes`, word for word."""
     x = torch.from_numpy(codes.astype(np.float64) - network.zero_point(node.inputs[0]))
     sums = products(node, x, torch.from_numpy(node.weight.astype(np.float64))).numpy().astype(np.int64)
     axes = (-1, *[1] * (sums.ndim - 2))

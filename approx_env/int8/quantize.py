@@ -6,7 +6,7 @@ error of the codes. Tensors that are concatenated share one scale, so that the c
 tensors that are added, and their sum: a bypass addition is then the integer sum of two codes, cut at 255, without a
 multiplication or a rounding; the scale is fitted on operands and sum together, in which the sum is the widest.
 
-Requantisation is integer (see `network`): the scales of weights are fitted to its multipliers.
+Requantisation is integer (see `nodes`): the scales of weights are fitted to its multipliers.
 
 Weights are kept 'pair-safe'. x86 cores with AVX2 but without VNNI multiply uint8 by int8 in pairs and saturate the
 sum of a pair at 16 bits (oneDNN developer guide, 'Nuances of int8 computations'): 255 * 127 twice is too much. So

@@ -64,7 +64,7 @@ class Problem:
     images: np.ndarray  # (n, c, h, w) uint8
     labels: np.ndarray  # (n,) int64
     reward: Reward  # how a return is made
-    engine: str = "vector"  # see `engines`
+    engine: str = "vector"  # see `engines.build`
     device: str = "cpu"
 
 

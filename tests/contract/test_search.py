@@ -15,7 +15,7 @@ from approx_env.teachers import store as teachers
 from search.results import store
 from search.results.folder import Folder
 from tests import command
-from tests.command import EPISODES, PPO_ALEXNET, SEARCH_IMAGES, Command, Run
+from tests.command import EPISODES, PPO_ALEXNET, ROOT, SEARCH_IMAGES, Command, Run
 from tests.contract import broken
 
 ITERATION = 4  # episodes that PPO learns from at a time
@@ -58,6 +58,12 @@ def test_one_row_for_every_episode(run, algorithm):
     assert set(run.rows["run"]) == {"r"}
     assert set(run.rows.columns) == set(store.schema(LAYERS).names)
     assert f"{episodes} configurations scored" in run.output
+
+
+def test_rows_have_the_bits_that_every_machine_must_give(run, algorithm):
+    """Stored on a CPU with AVX-512 VNNI; PPO's with two updates of its policy."""
+    stored = pd.read_parquet(ROOT / "tests" / "golden" / "rows.parquet").query("algorithm == @algorithm")
+    pd.testing.assert_frame_equal(run.rows.drop(columns="time"), stored.reset_index(drop=True), check_exact=True)
 
 
 def test_every_configuration_is_valid_under_the_calibrated_tmax(run, problem):
@@ -188,7 +194,7 @@ def test_a_search_that_learns_goes_on_from_its_rows(tmp_path):
     rows = [row for row in store.read_rows(folder) if row["episode"] != 2 and row["episode"] < 9]
     for name in (folder / store.EPISODES).names():
         (folder / store.EPISODES).remove(name)
-    store.write_part(folder, rows, LAYERS)
+    (folder / store.EPISODES).write("part-1.parquet", store.parquet(rows, store.schema(LAYERS)))
     resumed = Command("--resume", "r", results=tmp_path).finish()
     assert resumed.status == 0, resumed.errors
     same_rows(whole, resumed)

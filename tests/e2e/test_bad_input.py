@@ -420,15 +420,15 @@ SEARCH = [
 OTHERS = {
     report: [
         ([], ["search.report"]),
-        ([""], ["no finished run"]),
+        ([""], ["no place for results"]),
         (["none"], ["none"]),
         (["/dev/null"], ["/dev/null"]),
         (["s3://"], ["s3://"]),
         (["ftp://host/x"], ["ftp://host/x"]),
-        ([NO_TEXT], ["no finished run"]),
+        ([NO_TEXT], ["no place for results"]),
         (["--speed"], ["--speed"]),
         (["x" * 5000], ["no finished run"]),
-        (["a\0b"], ["no finished run"]),
+        (["a\0b"], ["no place for results"]),
     ],
     architecture: [
         (["--sr", ""], ["--sr"]),
@@ -472,6 +472,7 @@ def test_a_bad_command_line_is_named_in_one_line(module, argv, names, tmp_path, 
     monkeypatch.setattr(program, "train", lambda *args, **kwargs: pytest.fail("a training is begun"))
     (complaint,) = complaints(module.main(list(argv)), capsys)
     assert all(name in complaint for name in names)
+    assert len(complaint) < 2000
     assert not list(tmp_path.iterdir())
 
 

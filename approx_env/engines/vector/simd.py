@@ -235,7 +235,7 @@ class _Code:
         return results
 
     def codes(self, halves: Sequence, bias: Sequence, multiplier: Sequence):
-        """Requantises the sums of a block: the integer definition of `network`, which explains why this is exact."""
+        """Requantises the sums of a block: the integer definition in `int8.nodes`, which explains why this is exact."""
         floats = ir.VectorType(ir.FloatType(), self.set.lanes)
         rounded = []
         for sums, added, factor in zip(halves, bias, multiplier, strict=True):
@@ -415,7 +415,7 @@ def _transform_output(code: _Code, sums, step, bias, multiplier, targets, channe
 
 
 def _output_side(code: _Code, m: Sequence) -> list:
-    """24 A^T m, for weights that `convolution.winograd_weight` transformed."""
+    """24 A^T m, for weights that `convolution.Winograd` transformed."""
     p, q = code.times(code.sum(m[1], m[2]), 4), code.times(code.minus(m[1], m[2]), 4)
     r, t = code.sum(m[3], m[4]), code.times(code.minus(m[3], m[4]), 2)
     return [

@@ -36,12 +36,14 @@ class Part:
     error: Exception | None = None  # what was raised in place of them
 
 
-def make_env(config: dict) -> TapVectorEnv:
-    """The environment of an env runner, over the run's problem, on one thread."""
-    torch.set_num_threads(1)
-    # A policy hardly ever draws the same codes for the first layers twice: nothing is kept for that.
-    evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=0)
-    return TapVectorEnv(config.get("num_envs", 1), evaluator)
+class SearchEnv(TapVectorEnv):
+    """The environment of an env runner, over the problem of the run that `config` names, on one thread."""
+
+    def __init__(self, config: dict):
+        torch.set_num_threads(1)
+        # A policy hardly ever draws the same codes for the first layers twice: nothing is kept for that.
+        evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=0)
+        super().__init__(config.get("num_envs", 1), evaluator)
 
 
 def attempt(runner: EnvRunner, weights: Weights, first: int, count: int) -> Part:

@@ -236,7 +236,6 @@ def configure(
 
     Source of the objective: Schulman et al., arXiv:1707.06347, eq. 7, without the KL term.
     """
-    tune.register_env("TAP-v0", episodes.make_env)
     layers = len(calibration.layers)
     model = {
         "tmax": list(calibration.tmax),
@@ -248,7 +247,7 @@ def configure(
     steps = iteration * layers
     return (
         PPOConfig(algo_class=TapPPO)
-        .environment("TAP-v0", env_config={"run": run, "budget": budget, "iteration_episodes": iteration})
+        .environment(episodes.SearchEnv, env_config={"run": run, "budget": budget, "iteration_episodes": iteration})
         .env_runners(
             num_env_runners=num_env_runners,
             num_cpus_per_env_runner=1,
