@@ -94,9 +94,7 @@ class TapEnv(gym.Env):
 
     metadata = {"render_modes": []}
 
-    def __init__(
-        self, evaluator: Evaluator | None = None, *, model: str = "squeezenet", engine: str | None = None
-    ):
+    def __init__(self, evaluator: Evaluator | None = None, *, model: str = "squeezenet", engine: str | None = None):
         self.evaluator = shipped_evaluator(model, engine) if evaluator is None else evaluator
         self._layers = self.evaluator.calibration.layers
         self.observation_space = gym.spaces.Box(0.0, 1.0, (4,), np.float32)

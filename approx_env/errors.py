@@ -139,7 +139,7 @@ def _open_closed_streams() -> None:
                 os.fstat(number)
                 continue
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
 
 
 def _unread() -> bool:

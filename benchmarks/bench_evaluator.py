@@ -11,8 +11,8 @@ The bare pass runs on 1,024 images in the engine's own chunks, from pixels to lo
 episode leaves out what comes before the first layer's codes, as every episode of a search does. The float32 student
 (`float_reference.py`) and its teacher score the 256 digits in batches of 128, in a process of their own with torch as
 it comes; the same with freed memory kept, as our evaluator has it, is in the rows.
-The engine before its codes were exact (`landed.py`) scores the same problem in a process of its own, side by side; where
-the project's history is not at hand, that claim is left out, and a line says so.
+The engine before its codes were exact (`landed.py`) scores the same problem in a process of its own, side by side;
+where the project's history is not at hand, that claim is left out, and a line says so.
 Common beginnings: the codes of one layer change from episode to episode, and those of all layers before it stay.
 """
 

@@ -1,6 +1,7 @@
 """A search episode as it is plainly written in PyTorch: float32, NCHW, fake-quantised, TAP by `torch.where`.
 
-It does the same job as `approx_env.scoring.evaluator`, from the same weights, with the teacher run again in every episode.
+It does the same job as `approx_env.scoring.evaluator`, from the same weights, with the teacher run again in
+every episode.
 """
 
 from __future__ import annotations

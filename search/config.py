@@ -55,7 +55,9 @@ def _place(text: str) -> str:
 class Settings:
     """Everything that the command line decides. A field's flag is its name with dashes."""
 
-    model: str = option("squeezenet", "network whose layers are approximated; also --layers", choices=tuple(models.MODELS))
+    model: str = option(
+        "squeezenet", "network whose layers are approximated; also --layers", choices=tuple(models.MODELS)
+    )
     dataset: str = option("digits", "images to calibrate, search and test on", choices=data.DATASETS)
     data_dir: str | None = option(None, "folder of cifar10 (default data) or imagefolder", metavar="DIR")
     teacher: str | None = option(None, ".int8.json that approx_env.training wrote (default: shipped)", metavar="FILE")
@@ -156,8 +158,6 @@ def parse(argv: list[str] | None = None) -> Settings:
 
 # What may be given with --resume: where things are, and what has no influence on what is found.
 RESUMABLE = ("resume", "results", "address", "num_env_runners", "gpus_per_runner", "data_dir", "teacher")
-
-
 
 
 def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:

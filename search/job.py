@@ -199,8 +199,9 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teachers.Teac
     wanted = settings.calib_batches * settings.calib_batch_size
     if wanted > dataset.size("calibration"):
         problems.append(
-            f"--calib-batches {settings.calib_batches} x --calib-batch-size {settings.calib_batch_size} asks for {wanted} images, "
-            f"and the calibration split of {dataset.name} has {dataset.size('calibration')}: ask for fewer"
+            f"--calib-batches {settings.calib_batches} x --calib-batch-size {settings.calib_batch_size} asks for "
+            f"{wanted} images, and the calibration split of {dataset.name} has {dataset.size('calibration')}: "
+            "ask for fewer"
         )
     sizes = settings.rungs or (settings.search_images,)
     if sizes[-1] > dataset.size("search"):

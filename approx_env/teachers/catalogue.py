@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from approx_env import data
+from approx_env import data, markdown
 from approx_env.engines import build as engines
 from approx_env.errors import InputError, exit_status
 from approx_env.int8 import quantize
@@ -88,19 +88,17 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         known = each["validation_accuracy"]
         shares = [f"{known[way]:.2f} %" if way in known else "not tried" for way in ways]
         scales.append((each["model"], named(each["dataset"]), *shares, each["scales"]))
-    parts = (markdown(heads, rows), f"```\n{commands}\n```", markdown(("network", "dataset", *ways, "kept"), scales))
+    parts = (
+        markdown.table(heads, rows),
+        f"```\n{commands}\n```",
+        markdown.table(("network", "dataset", *ways, "kept"), scales),
+    )
     return "\n\n".join(parts)
 
 
 def named(dataset: str) -> str:
     """A dataset's name as people read it."""
     return {"imagefolder:cifar10-jpeg": "CIFAR-10 (JPEG)"}.get(dataset, dataset)
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("| --- |", "|---|").replace(" --- |", "---|")
 
 
 def int8_bytes(network: Network) -> int:
@@ -123,7 +121,7 @@ def sizes() -> str:
         rows.append((name, str(module.image_size), f"{count:,}", f"{FLOAT_BYTES * count:,}",
                      f"{int8_bytes(network):,}", f"{macs:,}", str(len(network.layers))))  # fmt: skip
     heads = ("network", "image side", "parameters", "float bytes", "INT8 bytes", "MACs an image", "layers")
-    return markdown(heads, rows)
+    return markdown.table(heads, rows)
 
 
 def stored(network: Network) -> dict[str, float]:
@@ -156,7 +154,7 @@ def compression(entries: Sequence[dict[str, Any]]) -> str:
                      f"{each['int8_accuracy']:.2f} / {rivals[0]['float_accuracy']:.2f} %"))  # fmt: skip
     heads = ("network", "dataset", "AlexNet float, bytes", "INT8", "INT8, zstd", "INT8, entropy coded",
              "accuracy on test, this in INT8 / AlexNet in float")  # fmt: skip
-    return markdown(heads, rows)
+    return markdown.table(heads, rows)
 
 
 def convert(path: Path, data_dir: str | None) -> None:
@@ -199,5 +197,6 @@ def _run(argv: list[str]) -> None:
             print(__doc__)
         case _:
             raise InputError(
-                f"python -m approx_env.catalogue takes shipped, sizes, or convert FILE [DATA_DIR], got '{' '.join(argv)}'"
+                "python -m approx_env.catalogue takes shipped, sizes, or convert FILE [DATA_DIR], "
+                f"got '{' '.join(argv)}'"
             )

@@ -4,8 +4,8 @@ A module has
 
 - `Options`, a frozen dataclass whose fields all have defaults. A field with the name of a command-line setting gets
   that setting's value;
-- `Search(calibration, seed, options)`, which proposes configurations as `AskTell` says. `search.stages.trainable` scores them,
-  writes the rows, and resumes.
+- `Search(calibration, seed, options)`, which proposes configurations as `AskTell` says. `search.stages.trainable`
+  scores them, writes the rows, and resumes.
 
 An algorithm that cannot be driven so has `trial(calibration, options, **where)` in place of `Search`: a Tune trainable
 of its own and the trainable's configuration (`ppo`).

@@ -219,7 +219,7 @@ def _check_names(rows: pd.DataFrame, arguments: Mapping[str, Any]) -> None:
 
 def _check_codes(codes: Mapping[str, np.ndarray], layer: str, tmax: int) -> None:
     t1, v1, t2, v2 = (codes[name] for name in CODES)
-    if not ((1 <= t1) & (t1 < v1) & (v1 < t2) & (t2 < v2) & (v2 <= tmax)).all():
+    if not ((t1 >= 1) & (t1 < v1) & (v1 < t2) & (t2 < v2) & (v2 <= tmax)).all():
         raise ValueError(f"codes of {layer} do not satisfy 1 <= t1 < v1 < t2 < v2 <= tmax = {tmax}")
 
 

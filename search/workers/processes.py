@@ -64,5 +64,5 @@ def crowded() -> str | None:
     room = SOCKET_BYTES - len(longest)
     if len(folder) <= room:
         return None
-    return (f"TMPDIR must be at most {room} bytes long, because Ray's sockets lie below it, and {os.fsdecode(folder)} has "
-            f"{len(folder)}: set a shorter one, as /tmp")  # fmt: skip
+    return (f"TMPDIR must be at most {room} bytes long, because Ray's sockets lie below it, and "
+            f"{os.fsdecode(folder)} has {len(folder)}: set a shorter one, as /tmp")  # fmt: skip

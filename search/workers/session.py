@@ -64,8 +64,10 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
     except BaseException as error:
         if watch and (dead := watch.noticed if isinstance(error, KeyboardInterrupt) else watch.dead()):
             watch.kill()
-            raise Failure(f"Ray's {dead} has died, and the work with it: see whether memory ran out, and Ray's logs in "
-                          f"{_keep_logs(temporary)}; start the command again, a search with --resume RUN") from None  # fmt: skip
+            raise Failure(
+                f"Ray's {dead} has died, and the work with it: see whether memory ran out, and Ray's logs in "
+                f"{_keep_logs(temporary)}; start the command again, a search with --resume RUN"
+            ) from None
         if watch and isinstance(error, Exception) and not isinstance(error, InputError | BrokenPipeError):
             print(f"Ray's logs are kept in {_keep_logs(temporary)}", file=sys.stderr)
         raise

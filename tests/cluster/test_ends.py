@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from search.results import lease
 from tests.command import LONGEST_SECONDS, Command
 
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
 ENDLESS = "--model squeezenet_compact --algorithm random --episodes 1000000 --search-images 16 --num-env-runners 1"
 
 
@@ -31,14 +33,14 @@ def check(running: Command, status: int) -> str:
     return ended.errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [SLOW(signal.SIGINT), signal.SIGTERM, SLOW(signal.SIGHUP)])
 def test_a_signal(running, number):
     running.wait_for_rows()
     running.process.send_signal(number)
     assert check(running, 128 + number).splitlines() == ["interrupted"]
 
 
-@pytest.mark.parametrize(("file", "name"), [("raylet/raylet", "raylet"), ("gcs_server", "GCS")])
+@pytest.mark.parametrize(("file", "name"), [SLOW("raylet/raylet", "raylet"), ("gcs_server", "GCS")])
 def test_a_process_of_ray_that_dies(running, file, name):
     running.wait_for_rows()
     (number,) = [number for number, line in running._session().items() if line.split(" ")[0].endswith(file)]
@@ -52,7 +54,9 @@ def test_a_process_of_ray_that_dies(running, file, name):
 
 def test_nobody_reads_what_it_says(tmp_path):
     """`python -m search.run ... | head -1`"""
-    line = f"{sys.executable} -m search.run {ENDLESS} --results {tmp_path} --run-name r | head -1; echo ${{PIPESTATUS[0]}}"
+    line = (
+        f"{sys.executable} -m search.run {ENDLESS} --results {tmp_path} --run-name r | head -1; echo ${{PIPESTATUS[0]}}"
+    )
     ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300)
     assert ended.stdout.splitlines()[1:] == ["141"]
     assert ended.stderr == ""

@@ -113,12 +113,12 @@ def test_asking_never_gives_more_than_is_asked_for(begin):
 
 
 def test_nothing_depends_on_global_random_numbers(begin):
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     first = drive(begin())
-    np.random.seed(1)  # noqa: NPY002
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(1)
+    before = np.random.get_state()[1].copy()
     assert drive(begin()) == first
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == before).all()
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 21])

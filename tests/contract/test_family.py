@@ -23,7 +23,7 @@ from approx_env.teachers.training import loop, program
 from search import run
 from tests import command, twins
 
-LARGE = {"squeezenet_v1_0", "squeezenet_v1_1"}  # of 224 pixels
+SLOW = {"squeezenet_v1_0", "squeezenet_v1_1", "vgg16"}
 ODDEST = "squeezenet_complex_bypass"
 SIZES = {"train": 64, "calibration": 32, "search": 16, "validation": 16, "test": 16}
 
@@ -40,7 +40,7 @@ def members(slow: set[str]) -> list:
     return [pytest.param(name, marks=[pytest.mark.slow] * (name in slow)) for name in models.MODELS]
 
 
-@pytest.fixture(scope="module", params=members(LARGE))
+@pytest.fixture(scope="module", params=members(SLOW))
 def name(request) -> str:
     return request.param
 
@@ -128,7 +128,8 @@ def test_environment(problem):
 def test_search(name, trained, few_digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *arguments: few_digits)
     argv = f"""--layers {name} --teacher {trained} --algorithm random --episodes 3 --search-images 4 --calib-batches 2
-        --calib-batch-size 16 --num-env-runners 1 --top 2 --address {command.node()} --results {tmp_path} --run-name r"""
+        --calib-batch-size 16 --num-env-runners 1 --top 2 --address {command.node()} --results {tmp_path}
+        --run-name r"""
     assert run.main(argv.split()) == 0, capsys.readouterr().err
     layers = models.build(name, 10).layers
     rows = pd.read_parquet(tmp_path / "r" / "episodes")

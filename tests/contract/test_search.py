@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -157,6 +158,7 @@ def test_a_local_search_leaves_no_process_and_says_nothing_of_ray():
     assert "raylet" not in run.output + run.errors
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rows_whatever_runs_beside_it():
     same_rows(command.run(ARGUMENTS["random"]), command.run(ARGUMENTS["random"] + " --seeds 0,1"))
 
@@ -165,6 +167,7 @@ def test_the_same_seed_gives_the_same_rows_however_many_env_runners_share_the_wo
     same_rows(*(command.run(PPO_ALEXNET + str(runners)) for runners in (2, 1, 0)))
 
 
+@pytest.mark.slow
 def test_ppo_draws_with_what_it_has_learnt():
     learnt, not_learnt = (
         run.rows.filter(regex="_(t1|v1|t2|v2)$")
@@ -174,7 +177,7 @@ def test_ppo_draws_with_what_it_has_learnt():
     assert not learnt[ITERATION:].equals(not_learnt[ITERATION:])
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "random"])
+@pytest.mark.parametrize("algorithm", ["ppo", pytest.param("random", marks=pytest.mark.slow)])
 def test_an_exception_in_scoring_is_said_and_ray_s_logs_are_kept(algorithm):
     """It is said once, with its text; nobody tries again."""
     arguments = f"{ARGUMENTS[algorithm]} --search-images {SEARCH_IMAGES}".split()
@@ -206,6 +209,7 @@ def same_rows(*runs: Run) -> None:
     assert all(other.equals(first) for other in others)
 
 
+@pytest.mark.slow
 def test_portable_engine_in_lockstep():
     """Three configurations at a time, on the other engine; five are no multiple of three."""
     finished = command.run(

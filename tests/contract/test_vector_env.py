@@ -89,7 +89,7 @@ def test_samples_are_valid_in_every_layer(both, evaluator):
             samples = [env.action_space.sample() for _ in range(20)]
             assert all(sample in env.action_space for sample in samples)
             assert not any(tap.problems(codes, tmax) for sample in samples for codes in sample)
-            *_, infos = env.step(samples[0])
+            env.step(samples[0])
         env.step(env.action_space.sample())  # begins anew, and takes no actions
         env.step(env.action_space.sample())
 

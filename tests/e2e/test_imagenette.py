@@ -44,7 +44,8 @@ def test_training_and_search(folder, tmp_path, capsys):
     assert made.network.classes == CLASSES
     assert made.about["int8_accuracy"]["validation"] > 0.6  # colours are easily told apart
     argv = f"""--layers squeezenet_v1_1 --dataset imagefolder --data-dir {folder} --teacher {path} --calib-batches 2
-        --calib-batch-size 4 --search-images 4 --algorithm quintile --num-env-runners 1 --address {node()} --results {tmp_path}
+        --calib-batch-size 4 --search-images 4 --algorithm quintile --num-env-runners 1 --address {node()}
+        --results {tmp_path}
         --run-name r"""
     assert run.main(argv.split()) == 0, capsys.readouterr().err
     best = json.loads((tmp_path / "r" / "best.json").read_text())

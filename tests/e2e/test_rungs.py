@@ -13,6 +13,7 @@ from approx_env.teachers import store as teachers
 from search.results import report, store
 from tests.command import Command, Run, node
 
+pytestmark = pytest.mark.slow
 EPISODES, TOP = 6, 2  # of each seed
 RUNGS = {16: 2 * EPISODES, 64: 3, 128: 2}  # ceil(12 * 16 / 64); ceil(3 * 64 / 128)
 SCORES = ("return", "accuracy", "soft_accuracy", "drop_points", "kd", "at")

@@ -98,7 +98,8 @@ def test_compression_compares_with_alexnet_of_the_same_dataset():
 def test_bad_input(argv, capsys):
     assert catalogue.main(argv) == 2
     assert capsys.readouterr().err == (
-        f"error: python -m approx_env.catalogue takes shipped, sizes, or convert FILE [DATA_DIR], got '{' '.join(argv)}'\n"
+        "error: python -m approx_env.catalogue takes shipped, sizes, or convert FILE [DATA_DIR], "
+        f"got '{' '.join(argv)}'\n"
     )
 
 

@@ -156,7 +156,9 @@ def test_the_model_is_also_called_layers(argv, monkeypatch):
     assert config.parse(None).model == "alexnet"
 
 
-@pytest.mark.parametrize("place", ["runs", "/runs", "s3://b", "s3://b/x?scheme=http", "file:///tmp/x", "a:b", "with space"])
+@pytest.mark.parametrize(
+    "place", ["runs", "/runs", "s3://b", "s3://b/x?scheme=http", "file:///tmp/x", "a:b", "with space"]
+)
 def test_places_for_results(place):
     assert config.parse(["--results", place]).results == place
 

@@ -110,7 +110,9 @@ CALL = "sys.exit(exit_status(command))"
 def shell(line: str, program: str, **variables: str) -> subprocess.CompletedProcess:
     """Runs a line of bash in which `$PROGRAM` is the Python program."""
     environment = os.environ | {"PROGRAM": HEAD + program + CALL, "PY": sys.executable, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(["bash", "-c", line], env=environment | variables, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        ["bash", "-c", line], env=environment | variables, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

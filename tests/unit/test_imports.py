@@ -27,7 +27,9 @@ def test_approx_env_imports_neither_ray_nor_search(path):
 
 def test_an_env_runner_loads_no_library_that_it_does_not_need():
     """torchvision and scikit-learn, which only reading a dataset takes, are 110 MB in each process."""
-    loaded = "import sys, search.algorithms.ppo.learner; print(*{'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    loaded = (
+        "import sys, search.algorithms.ppo.learner; print(*{'torchvision', 'sklearn', 'matplotlib'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
@@ -45,7 +47,8 @@ memory.keep_freed_memory = memory.give_back = told
 for package in ("approx_env", "search", "cluster"):
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
         importlib.import_module(module.name)
-print({name: value for name, value in os.environ.items() if before.get(name) != value}, before.keys() - os.environ.keys())
+added = {name: value for name, value in os.environ.items() if before.get(name) != value}
+print(added, before.keys() - os.environ.keys())
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "{} set()"), done.stderr
@@ -54,7 +57,9 @@ print({name: value for name, value in os.environ.items() if before.get(name) != 
 def test_a_command_sets_what_nobody_has_set():
     from search.workers import processes
 
-    program = "import os; from search.workers import processes as p; p.prepare(); print(*(os.environ[n] for n in p.COMMAND))"
+    program = (
+        "import os; from search.workers import processes as p; p.prepare(); print(*(os.environ[n] for n in p.COMMAND))"
+    )
     environment = {name: value for name, value in os.environ.items() if name not in processes.COMMAND}
     for given, number in (({}, "1"), ({"OMP_NUM_THREADS": "2"}, "2")):
         done = subprocess.run(

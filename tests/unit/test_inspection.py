@@ -336,8 +336,6 @@ def test_rows_of_every_rung_are_the_runs(folder):
         inspection.check_rows(pa.Table.from_pylist(promoted, schema=columns), about)
 
 
-
-
 def test_options_that_older_runs_name_otherwise(tmp_path):
     about = ABOUT | {"arguments": dict(ABOUT["arguments"])}
     about["arguments"]["layers"] = about["arguments"].pop("model")

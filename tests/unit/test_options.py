@@ -97,7 +97,9 @@ FLAGS = "--count --capped --rate --share --level --open-part --kind --loud --sid
 @pytest.mark.parametrize("name", FLAGS)
 @pytest.mark.parametrize("text", ["", " ", "\n"])
 def test_an_empty_value_is_told_and_never_the_default(name, text):
-    assert problems(name, text) == [f"{name} must be given a value, got {text!r}: leave it out where the default will do"]
+    assert problems(name, text) == [
+        f"{name} must be given a value, got {text!r}: leave it out where the default will do"
+    ]
 
 
 @pytest.mark.parametrize("name", FLAGS)
