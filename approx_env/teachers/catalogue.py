@@ -88,12 +88,8 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
         known = each["validation_accuracy"]
         shares = [f"{known[way]:.2f} %" if way in known else "not tried" for way in ways]
         scales.append((each["model"], named(each["dataset"]), *shares, each["scales"]))
-    parts = (
-        markdown.table(heads, rows),
-        f"```\n{commands}\n```",
-        markdown.table(("network", "dataset", *ways, "kept"), scales),
-    )
-    return "\n\n".join(parts)
+    by_scales = markdown.table(("network", "dataset", *ways, "kept"), scales)
+    return "\n\n".join((markdown.table(heads, rows), f"```\n{commands}\n```", by_scales))
 
 
 def named(dataset: str) -> str:

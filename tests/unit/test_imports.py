@@ -40,7 +40,7 @@ def test_importing_sets_no_environment_variable_nor_malloc():
 import os, pkgutil, importlib
 def told():
     raise AssertionError("malloc is told something")
-import torch, ray, ray.tune, ray.rllib, numba, matplotlib  # which may set their own
+import torch, torchvision, tensorboardX, ray, ray.tune, ray.rllib, numba, matplotlib  # which may set their own
 before = dict(os.environ)
 from approx_env.engines import memory
 memory.keep_freed_memory = memory.give_back = told
