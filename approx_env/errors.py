@@ -169,6 +169,6 @@ def _write_nowhere() -> None:
 
 def _tell(lines: Iterable[str]) -> None:
     text = "\n".join(lines).encode(errors="backslashreplace").decode()  # names of files need not be UTF-8
-    text = re.sub(r"\S{300,}", lambda word: f"{word[0][:100]}…{word[0][-100:]}", text)  # an error is to be read
+    text = re.sub(r"\S{1000,}", lambda word: f"{word[0][:100]}…{word[0][-100:]}", text)  # an error is to be read
     with contextlib.suppress(BrokenPipeError):
         print(text, file=sys.stderr, flush=True)
