@@ -40,7 +40,8 @@ def test_a_signal(running, number):
     assert check(running, 128 + number).splitlines() == ["interrupted"]
 
 
-@pytest.mark.parametrize(("file", "name"), [SLOW("raylet/raylet", "raylet"), ("gcs_server", "GCS")])
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "name"), [("raylet/raylet", "raylet"), ("gcs_server", "GCS")])
 def test_a_process_of_ray_that_dies(running, file, name):
     running.wait_for_rows()
     (number,) = [number for number, line in running._session().items() if line.split(" ")[0].endswith(file)]

@@ -163,6 +163,7 @@ def test_the_same_seed_gives_the_same_rows_whatever_runs_beside_it():
     same_rows(command.run(ARGUMENTS["random"]), command.run(ARGUMENTS["random"] + " --seeds 0,1"))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rows_however_many_env_runners_share_the_work():
     same_rows(*(command.run(PPO_ALEXNET + str(runners)) for runners in (2, 1, 0)))
 
