@@ -18,7 +18,7 @@ SERVE = """
 import sys
 import torch
 torch.set_num_threads(1)
-from approx_env.scoring.evaluator import Evaluator
+from approx_env.evaluator import Evaluator  # where that commit has it
 from benchmarks import bench_evaluator, workload
 run = bench_evaluator.episodes(Evaluator(workload.problem(sys.argv[1], int(sys.argv[2]))))
 print("ready", flush=True)
