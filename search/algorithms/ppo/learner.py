@@ -41,7 +41,8 @@ CLIP = 0.2
 GRAD_CLIP = 0.5
 ENTROPY = 0.001
 HIDDEN = 128
-EVEN_SHARE = 0.75  # of its even share of an iteration is what an env runner gets at once
+# An env runner gets this part of its even share of an iteration at once. The rest goes to whoever is done first.
+EVEN_SHARE = 0.75
 POLL_SECONDS = 0.02
 PROBE_SECONDS = 2.0  # between two looks whether a lost env runner is back
 
