@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     """Three classes of one colour each, with noise, as train/ and val/."""
     root = tmp_path_factory.mktemp("imagenette2-320")
     generator = np.random.default_rng(0)
-    for part, count in (("train", 16), ("val", 2)):
+    for part, count in (("train", 48), ("val", 2)):
         for label, name in enumerate(CLASSES):
             (root / part / name).mkdir(parents=True)
             for k in range(count):
@@ -35,7 +35,8 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 def test_training_and_search(folder, tmp_path, capsys):
-    argv = f"""--model squeezenet_v1_1 --dataset imagefolder --data-dir {folder} --epochs 3 --batch-size 4
+    argv = f"""--model squeezenet_v1_1 --dataset imagefolder --data-dir {folder} --epochs 8 --batch-size 4
+        --optimizer sgd --lr 0.02
         --output {tmp_path}"""
     assert program.main(argv.split()) == 0, capsys.readouterr().err
     path = tmp_path / f"squeezenet_v1_1-imagefolder-{folder.name}.int8.json"
