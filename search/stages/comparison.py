@@ -107,5 +107,6 @@ def show(compared: Sequence[Mapping[str, Any]], energy: Energy) -> None:
         "drop: points, with a 95 % interval of the difference on the same images\n"
         "energy: of the layers' multiplications / of all, over the exact network's on hardware that skips no zeros,\n"
         f"by {energy.name} ({SCOPE})\n"
-        "uniform activations leave no product exact: each reads one of 3, 7 or 15 values, and counts as shared"
+        "uniform activations leave no product exact: each reads one of 3, 7 or 15 values (of TAP: 2), and\n"
+        "counts as shared"
     )
