@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from copy import deepcopy
+from dataclasses import fields
 from typing import Any
 
 import gymnasium as gym
@@ -85,7 +86,8 @@ class TapEnv(gym.Env):
 
     ## Information
     Every `info` has `tmax` of the layer that comes next. The last one has `codes (L, 4) int64`, `accuracy`,
-    `soft_accuracy`, `drop_points`, `kd`, `at`, `return`, and the cost shares `layer_shares (L, 4)`, `shares (4,)`.
+    `soft_accuracy`, `drop_points`, `kd`, `at`, `return`, the cost shares `layer_shares (L, 4)`, `shares (4,)`, and
+    the other fields of `Score`.
 
     ## Arguments
     `evaluator` is the problem; without one it is that of `model`'s shipped digits teacher and 256 search images, on
@@ -190,17 +192,12 @@ class TapVectorEnv(gym.vector.VectorEnv):
 
 def outcome(configuration: Configuration, score: Score) -> dict[str, Any]:
     """A scored configuration as the last `info` of an episode has it."""
-    return {
-        "codes": np.array(configuration, np.int64),
-        "accuracy": score.accuracy,
-        "soft_accuracy": score.soft_accuracy,
-        "drop_points": score.drop_points,
-        "kd": score.kd,
-        "at": score.at,
-        "return": score.return_,
-        "layer_shares": score.layer_shares,
-        "shares": score.shares,
-    }
+    return {"codes": np.array(configuration, np.int64)} | measured(score)
+
+
+def measured(score: Score) -> dict[str, Any]:
+    """A score by the names that rows have for it."""
+    return {entry.name.rstrip("_"): getattr(score, entry.name) for entry in fields(score)}
 
 
 def shipped_problem(model: str = "squeezenet", engine: str | None = None) -> Problem:

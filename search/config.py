@@ -12,6 +12,7 @@ from typing import Any
 
 from approx_env import data, options
 from approx_env.engines import build as engines
+from approx_env.int8 import energy
 from approx_env.options import integer, number, option
 from approx_env.teachers import models
 from search import algorithms
@@ -90,6 +91,9 @@ class Settings:
     kd_temperature: float = number(2.0, "temperature of the KD loss, logits", above=0, high=1000)
     kd_weight: float = number(1.0, "weight of the KD loss in the return", low=0, high=1e6)
     at_weight: float = number(1.0, "weight of the AT loss in the return", low=0, high=1e6)
+    cost: str = option(
+        energy.SHIPPED[0], f"energy of multiplications: {', '.join(energy.SHIPPED)} or a TOML file", metavar="FILE"
+    )
     tmax_percentile: float = number(90.0, "percentile of nonzero codes that tmax starts from, %", above=0, high=100)
     tmax_offset: int = integer(10, "codes added to it", -255, high=255)
     max_acc_drop: float = number(2.0, "highest validation accuracy drop to choose from, points", low=0, high=100)

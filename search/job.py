@@ -17,6 +17,7 @@ import numpy as np
 
 from approx_env import data, options
 from approx_env.errors import InputError
+from approx_env.int8 import energy
 from approx_env.int8.network import Network
 from approx_env.scoring import calibration
 from approx_env.scoring.evaluator import Problem, Reward
@@ -56,6 +57,7 @@ def prepare(settings: Settings) -> Job:
     if settings.resume:
         earlier, settings = _go_on(folder, settings)
         name = earlier["run"]  # the folder may have been renamed
+    cost = energy.read(settings.cost)
     dataset = data.load(settings.dataset, settings.data_dir)
     chosen = teachers.read(settings.teacher or teachers.path_of(settings.model, dataset.name))
     dataset = dataset.sized(chosen.network.input_shape[1])
@@ -74,7 +76,9 @@ def prepare(settings: Settings) -> Job:
     sizes = settings.rungs or (settings.search_images,)
     images, labels = dataset.load("search", sizes[-1])
     rungs = tuple(
-        Problem(chosen.network, calibrated, images[:size], labels[:size], reward, settings.engine, settings.device)
+        Problem(
+            chosen.network, calibrated, images[:size], labels[:size], reward, settings.engine, settings.device, cost
+        )
         for size in sizes
     )
     held_out = {}
@@ -150,6 +154,7 @@ def _finished(folder: Folder, about: dict[str, Any]) -> bool:
         best = inspection.best_json(folder, about)
         inspection.chosen(best, store.read(folder))
         inspection.check_top(folder, about)
+        inspection.check_baselines(folder, about)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--resume: {folder}: its results are damaged ({error}): remove {store.BEST}, and they are made again"
@@ -167,7 +172,7 @@ def _is_there(folder: Folder) -> bool:
 def _changed(now: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
     """What rows depend on and is not as it was."""
     now = json.loads(json.dumps(now))
-    kept = ("dataset", "split_seed", "splits", "layers")
+    kept = ["dataset", "split_seed", "splits", "layers"] + ["cost"] * ("cost" in earlier)
     changed = [name for name in kept if now[name] != earlier.get(name)]
     digests = [told.get("teacher", {}).get("sha256") for told in (now, earlier)]
     return changed + ["teacher"] * (digests[0] != digests[1])
@@ -274,6 +279,7 @@ def describe(job: Job) -> dict[str, Any]:
         "layers": {
             layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in job.problem.calibration.layers
         },
+        "cost": asdict(job.problem.energy) | {"scope": energy.SCOPE},
         "commit": _commit(),
         "versions": _versions(),
         "python": sys.version.split()[0],

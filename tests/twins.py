@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
-from approx_env import data
+from approx_env import data, tap
 from approx_env.engines import reference
 from approx_env.engines.base import Engine
 from approx_env.engines.portable import PortableEngine
@@ -15,7 +15,9 @@ from approx_env.engines.vector import convolution
 from approx_env.engines.vector.engine import VectorEngine
 from approx_env.int8.network import Network
 from approx_env.int8.nodes import INPUT
+from approx_env.lookup import Lookup
 
+CODES = np.arange(256, dtype=np.uint8)
 # Every way in which this machine can run a network, by name.
 ENGINES: dict[str, Callable[..., Engine]] = {
     **{name: partial(VectorEngine, instructions=name) for name in convolution.available()},
@@ -45,3 +47,9 @@ def check_every_node(network: Network, images: np.ndarray, configuration, engine
     for name, output in expected.items():
         assert found[name].shape == output.shape, name
         assert np.array_equal(found[name].astype(np.int64), output.astype(np.int64)), name
+
+
+def table_of(codes: Sequence[int], tmax: int) -> Lookup:
+    """TAP as a table: the slow twin of the engines' own way."""
+    kinds = np.where(CODES == 0, 0, np.where(codes[1] >= CODES, 1, np.where(tmax >= CODES, 2, 3)))
+    return Lookup(tap.tap(CODES, codes, tmax), kinds.astype(np.uint8))

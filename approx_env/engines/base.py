@@ -29,8 +29,10 @@ from approx_env.int8.nodes import (
     Site,
     Weighted,
 )
+from approx_env.lookup import Lookup
 
 NO_WEIGHTS = np.empty(0, np.int64)
+NO_CODES = np.zeros((1, len(tap.CODES)), np.int64)  # with tmax 0, by which products are counted where a layer is exact
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class State:
     layer: int  # index of the next approximated layer; the number of layers once the logits are there
     tensors: dict[str, torch.Tensor]  # codes, or integer logits behind the last weighted node
     configurations: int = 1  # that go in lockstep; tensors hold the batch of each, one after the other
-    counts: np.ndarray | None = None  # (configurations, 4) int64: products by the kind of activation that they read
+    # (configurations, 4) int64: products by the kind of activation that they read; zero or exact at an exact layer.
+    counts: np.ndarray | None = None
     energy: torch.Tensor | None = None  # (configurations * n, p) int64: sum of squares, at an attention layer
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -74,40 +77,57 @@ class Engine(ABC):
         """The codes of the layer that comes next, before TAP: `(n, c, h, w)` or `(n, features)`."""
         return state[self._site(state).inputs[0]]
 
-    def advance(self, state: State, codes: Sequence | np.ndarray | None, tmax: int = tap.HIGHEST_CODE) -> State:
+    def advance(
+        self, state: State, codes: Sequence | np.ndarray | Lookup | None, tmax: int = tap.HIGHEST_CODE
+    ) -> State:
         """Approximates the next layer by `codes` and runs on to the layer after it.
 
         `state` stays as it is.
 
         Args:
-            codes: `(t1, v1, t2, v2)`, or `(k, 4)`, one for each configuration, or None to leave the layer exact. A
-                state of one configuration becomes one of k.
-            tmax: the layer's.
+            codes: `(t1, v1, t2, v2)`, or `(k, 4)`, one for each configuration. A state of one configuration becomes
+                one of k. Or a table for all configurations, or None to leave the layer exact.
+            tmax: the layer's; of a table nobody asks for it.
 
         Raises:
             ValueError: invalid codes.
         """
+        if codes is None or isinstance(codes, Lookup):
+            return self._advance_by_table(state, codes)
         site, exact, tensors, count = self._site(state), self.codes(state), state.tensors, state.configurations
-        attention, counts = site.name in self.network.attention, None
-        if codes is None:
-            approximated, energy = exact, self._energy(exact) if attention else None
-        else:
-            for one in codes if np.ndim(codes) == 2 else [codes]:
-                tap.check(one, tmax)
-            quadruples = np.asarray(codes).reshape(-1, len(tap.CODES))
-            if count not in (1, len(quadruples)):
-                raise ValueError(f"{count} configurations are in lockstep, and codes for {len(quadruples)} came")
-            counts = np.zeros((len(quadruples), len(cost.KINDS)), np.int64)
-            weights = next((reader.weights for reader in self._readers if reader.tensor == site.name), NO_WEIGHTS)
-            approximated, energy = self._tap(exact, len(exact) // count, quadruples, tmax, weights, counts, attention)
-            times, count = len(quadruples) // count, len(quadruples)
-            if times > 1:
-                tensors = {name: tensor.repeat(times, *[1] * (tensor.dim() - 1)) for name, tensor in tensors.items()}
+        for one in codes if np.ndim(codes) == 2 else [codes]:
+            tap.check(one, tmax)
+        quadruples = np.asarray(codes).reshape(-1, len(tap.CODES))
+        if count not in (1, len(quadruples)):
+            raise ValueError(f"{count} configurations are in lockstep, and codes for {len(quadruples)} came")
+        counts = np.zeros((len(quadruples), len(cost.KINDS)), np.int64)
+        weights = next((reader.weights for reader in self._readers if reader.tensor == site.name), NO_WEIGHTS)
+        attention = site.name in self.network.attention
+        approximated, energy = self._tap(exact, len(exact) // count, quadruples, tmax, weights, counts, attention)
+        times, count = len(quadruples) // count, len(quadruples)
+        if times > 1:
+            tensors = {name: tensor.repeat(times, *[1] * (tensor.dim() - 1)) for name, tensor in tensors.items()}
         tensors = self._run(state.layer + 1, tensors | {site.name: approximated})
-        if counts is not None:
-            for reader in self._readers:
-                if reader.layer == site.name != reader.tensor:
-                    self._tally(tensors[reader.tensor], quadruples, tmax, reader.weights, counts)
+        for reader in self._readers:
+            if reader.layer == site.name != reader.tensor:
+                self._tally(tensors[reader.tensor], quadruples, tmax, reader.weights, counts)
+        return self._state(state.layer + 1, tensors, count, counts, energy)
+
+    def _advance_by_table(self, state: State, table: Lookup | None) -> State:
+        """What `advance` does with a table, the same for all configurations, or with an exact layer."""
+        site, exact, count = self._site(state), self.codes(state), state.configurations
+        approximated = exact if table is None else self._look_up(exact, table.values)
+        energy = self._energy(approximated) if site.name in self.network.attention else None
+        tensors = self._run(state.layer + 1, state.tensors | {site.name: approximated})
+        counts = np.zeros((count, len(cost.KINDS)), np.int64)
+        for reader in self._readers:
+            if reader.layer != site.name:
+                continue
+            if table is None:
+                self._tally(tensors[reader.tensor], NO_CODES.repeat(count, 0), 0, reader.weights, counts)
+                continue
+            for four, part in zip(counts, tensors[reader.tensor].chunk(count), strict=True):
+                np.add.at(four, table.kinds, self._histogram(part, reader.weights))
         return self._state(state.layer + 1, tensors, count, counts, energy)
 
     def forward(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -197,6 +217,14 @@ class Engine(ABC):
     @abstractmethod
     def _tally(self, x: torch.Tensor, codes: np.ndarray, tmax: int, weights: np.ndarray, counts: np.ndarray) -> None:
         """Adds to `counts (k, 4)` the products that read `x`, which TAP has passed, by kind."""
+
+    @abstractmethod
+    def _look_up(self, x: torch.Tensor, values: np.ndarray) -> torch.Tensor:
+        """The entry of `values (256,) uint8` for each code of `x`."""
+
+    @abstractmethod
+    def _histogram(self, x: torch.Tensor, weights: np.ndarray) -> np.ndarray:
+        """How many products read each code of `x`: `(256,) int64`; `weights (p,) int64` are those at a position."""
 
     @abstractmethod
     def _energy(self, x: torch.Tensor) -> torch.Tensor:

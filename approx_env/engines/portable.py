@@ -133,6 +133,14 @@ class PortableEngine(Engine):
         cumulative = torch.stack(up_to, 1).cpu().numpy().astype(np.int64)
         counts += np.diff(cumulative, axis=1, prepend=0)
 
+    def _look_up(self, x, values):
+        return in_order(torch.from_numpy(values).to(self.device, torch.float32)[x.long()])
+
+    def _histogram(self, x, weights):
+        uses = torch.from_numpy(weights).to(self.device, torch.float64).view(1, 1, *x.shape[2:])
+        products = uses.expand(x.shape).reshape(-1)
+        return torch.bincount(x.long().reshape(-1), products, 256).cpu().numpy().astype(np.int64)  # exact below 2**53
+
     def _energy(self, x: torch.Tensor) -> torch.Tensor:
         squares = x.double() ** 2
         return (squares.sum(1).flatten(1) if x.dim() == 4 else squares).long()

@@ -26,12 +26,13 @@ from approx_env.int8.nodes import (
     Site,
     Weighted,
 )
+from approx_env.lookup import Lookup
 
 
 def forward(
     network: Network,
     images: np.ndarray,
-    configuration: Mapping[str, tuple[Sequence[int], int]] | None = None,
+    configuration: Mapping[str, tuple[Sequence[int], int] | tuple[Lookup]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Runs `network` on `images (n, c, h, w) uint8` and returns every node's output by name.
 
@@ -39,7 +40,7 @@ def forward(
     integers.
 
     Args:
-        configuration: for each approximated layer its `(codes, tmax)`; a layer that is missing stays exact.
+        configuration: for each approximated layer its `(codes, tmax)` or `(table,)`; one that is missing stays exact.
     """
     outputs: dict[str, np.ndarray] = {INPUT: data.standardise(images).numpy() if network.standardised else images}
     for node in network.nodes:
@@ -58,9 +59,15 @@ def forward(
             case Flatten():
                 outputs[node.name] = inputs[0].reshape(len(inputs[0]), -1)
             case Site():
-                known = configuration is not None and node.name in configuration
-                outputs[node.name] = tap.tap(inputs[0], *configuration[node.name]) if known else inputs[0]
+                outputs[node.name] = approximate(inputs[0], *(configuration or {}).get(node.name, ()))
     return outputs
+
+
+def approximate(codes: np.ndarray, how: Sequence[int] | Lookup | None = None, *tmax: int) -> np.ndarray:
+    """Codes of a layer by its four codes and tmax, or by its table, or as they are."""
+    if isinstance(how, Lookup):
+        return how.values[codes]
+    return codes if how is None else tap.tap(codes, how, *tmax)
 
 
 def weighted(network: Network, node: Weighted, codes: np.ndarray) -> np.ndarray:

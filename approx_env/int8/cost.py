@@ -73,3 +73,15 @@ def shares(counts: np.ndarray) -> np.ndarray:
     """Counts `(..., 4)` of zero, v1, v2, exact -> shares that add up to 1 (0 where nothing was counted)."""
     total = counts.sum(-1, keepdims=True)
     return np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
+
+
+def of_all(shares: np.ndarray, covered: float) -> np.ndarray:
+    """Shares `(4,)` of the multiplications that the layers feed -> of all of them, the others being exact.
+
+    Args:
+        covered: share of all that the layers feed, in [0, 1].
+
+    >>> of_all(np.array([0.5, 0.25, 0.25, 0.0]), 0.5).tolist()
+    [0.25, 0.125, 0.125, 0.5]
+    """
+    return shares * covered + np.array([0.0, 0.0, 0.0, 1.0]) * (1 - covered)

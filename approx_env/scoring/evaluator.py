@@ -12,7 +12,7 @@ that begins like the one before it starts where they part.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,12 +21,15 @@ from approx_env import tap
 from approx_env.engines import build as engines
 from approx_env.engines import memory
 from approx_env.engines.base import State
-from approx_env.int8 import cost
+from approx_env.int8 import cost, energy
+from approx_env.int8.energy import Energy
 from approx_env.int8.network import Network, pool_first
+from approx_env.lookup import Lookup
 from approx_env.scoring import distill, elementary
 from approx_env.scoring.calibration import Calibration
 
 Configuration = Sequence[Sequence[int]]  # (t1, v1, t2, v2) of every layer, in forward order
+Tables = Sequence[Lookup]  # of every layer, in forward order: what a baseline does
 FEW = 16  # images that are prepared together
 CACHE_BYTES = 128 * 2**20  # of the last configuration's states
 
@@ -53,6 +56,12 @@ class Score:
     return_: float  # accuracy - kd_weight * kd - at_weight * at
     layer_shares: np.ndarray  # (layers, 4) float64: shares of multiply-accumulates on zero, v1, v2, exact activations
     shares: np.ndarray  # (4,) float64: the same over all layers together
+    drop_error_points: float  # standard error of drop_points; see `distill.drop_error_points`
+    layer_zero_natural: np.ndarray  # (layers,) float64: share that reads zeros of the exact network, on these images
+    zero_natural: float  # the same over all layers together
+    covered: float  # share of all the network's multiplications that these layers feed
+    relative_energy_sites: float  # energy of the multiplications that they feed over the exact network's, see `Energy`
+    relative_energy: float  # the same over all multiplications; those that they do not feed are exact
 
 
 @dataclass(frozen=True)
@@ -66,13 +75,14 @@ class Problem:
     reward: Reward  # how a return is made
     engine: str = "vector"  # see `engines.build`
     device: str = "cpu"
+    energy: Energy = field(default_factory=lambda: energy.read(energy.SHIPPED[0]))  # of the multiplications
 
 
 @dataclass
 class Step:
     """What one layer's codes led to."""
 
-    codes: np.ndarray  # (k, 4)
+    codes: np.ndarray | Lookup  # (k, 4), or the table of a baseline
     counts: np.ndarray  # (k, 4) int64
     at: list[float] | None  # AT terms of the k configurations, at an attention layer
     states: list[State] | None  # behind the layer, one a chunk of images; None once dropped
@@ -96,7 +106,7 @@ class Evaluator:
 
     def __init__(self, problem: Problem, cache_bytes: int = CACHE_BYTES):
         memory.keep_freed_memory()
-        self.reward = problem.reward
+        self.reward, self.energy = problem.reward, problem.energy
         self.calibration = problem.calibration
         self.labels = torch.tensor(problem.labels)
         self.network = pool_first(problem.network)
@@ -114,10 +124,12 @@ class Evaluator:
         chunks = [problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk)]
         self.starts = [self._start(images) for images in chunks]
         self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
+        self.exact_counts = np.zeros((len(self.network.layers), len(cost.KINDS)), np.int64)  # of the exact network
         logits = []
         for state in self.starts:
-            for name in self.network.layers:
+            for counts, name in zip(self.exact_counts, self.network.layers, strict=True):
                 state = self.engine.advance(state, None)
+                counts += state.counts[0]
                 if name in self.teacher_energies:
                     self.teacher_energies[name].append(state.energy)
             logits.append(self.engine.logits(state))
@@ -149,8 +161,8 @@ class Evaluator:
         """Starts to score configurations in lockstep, layer by layer."""
         return Evaluation(self, configurations)
 
-    def evaluate(self, configuration: Configuration) -> Score:
-        """Scores a whole configuration.
+    def evaluate(self, configuration: Configuration | Tables) -> Score:
+        """Scores a whole configuration, or a baseline by its tables.
 
         Raises:
             ValueError: codes missing, too many or invalid; nothing is computed then.
@@ -159,10 +171,11 @@ class Evaluator:
         if len(configuration) != len(tmax):
             raise ValueError(f"a configuration has codes for {len(tmax)} layers, got {len(configuration)}")
         for codes, limit in zip(configuration, tmax, strict=True):
-            tap.check(codes, limit)
+            if not isinstance(codes, Lookup):
+                tap.check(codes, limit)
         evaluation = self.begin()
         for codes in configuration:
-            evaluation.advance([codes])
+            evaluation.advance(codes if isinstance(codes, Lookup) else [codes])
         return evaluation.scores[0]
 
 
@@ -181,8 +194,10 @@ class Evaluation:
         """Index of the next layer."""
         return len(self._steps)
 
-    def advance(self, codes: Sequence[Sequence[int]] | np.ndarray) -> list[float]:
+    def advance(self, codes: Sequence[Sequence[int]] | np.ndarray | Lookup) -> list[float]:
         """Sets the next layer's codes `(k, 4)`, runs on to the layer after it, and returns the k rewards of this step.
+
+        A baseline, which does not go in lockstep, gives its table instead of codes.
 
         A reward is minus the weighted AT term at an attention layer; the last step adds accuracy - kd_weight * KD.
         A configuration's rewards, summed in order, are its return, exactly.
@@ -190,17 +205,12 @@ class Evaluation:
         Raises:
             ValueError: invalid codes; nothing changes then.
         """
-        owner = self._evaluator
-        codes = np.asarray(codes)
-        if codes.shape[0] != len(self._returns):
-            raise ValueError(f"{len(self._returns)} configurations are in lockstep, and codes for {len(codes)} came")
-        for one in codes:
-            tap.check(one, owner.calibration.tmax[self.layer])
+        owner, codes, count = self._evaluator, self._checked(codes), len(self._returns)
         step = self._repeated(codes) or self._computed(codes)
         self._steps.append(step)
         owner.keep(self._steps)
         weight = owner.reward.at_weight
-        rewards = [0.0 - weight * term for term in step.at] if step.at else [0.0] * len(codes)
+        rewards = [0.0 - weight * term for term in step.at] if step.at else [0.0] * count
         if self.layer == len(owner.layers):
             outcomes = self._outcomes()
             accuracy = f"{'soft_' if owner.reward.accuracy == 'soft' else ''}accuracy"
@@ -214,14 +224,25 @@ class Evaluation:
             ]
         return rewards
 
-    def _repeated(self, codes: np.ndarray) -> Step | None:
-        """The step of the configuration before this one, if all codes so far are the same."""
+    def _checked(self, codes: Sequence[Sequence[int]] | np.ndarray | Lookup) -> np.ndarray | Lookup:
+        count = 1 if isinstance(codes, Lookup) else len(codes)
+        if count != len(self._returns):
+            raise ValueError(f"{len(self._returns)} configurations are in lockstep, and codes for {count} came")
+        if isinstance(codes, Lookup):
+            return codes
+        codes = np.asarray(codes)
+        for one in codes:
+            tap.check(one, self._evaluator.calibration.tmax[self.layer])
+        return codes
+
+    def _repeated(self, codes: np.ndarray | Lookup) -> Step | None:
+        """The step of the configuration before this one, if all codes so far are the same; a table is only itself."""
         if self.layer < len(self._known) and np.array_equal(self._known[self.layer].codes, codes):
             return self._known[self.layer]
         self._known = []
         return None
 
-    def _computed(self, codes: np.ndarray) -> Step:
+    def _computed(self, codes: np.ndarray | Lookup) -> Step:
         """Runs from the deepest layer whose states are there."""
         states, begin = list(self._evaluator.starts), 0
         for depth, step in enumerate(self._steps, 1):
@@ -236,7 +257,7 @@ class Evaluation:
         attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_energies
         return Step(codes, counts, self._attention_terms(states) if attention else None, states)
 
-    def _through(self, layer: int, states: list[State], codes: np.ndarray) -> list[State]:
+    def _through(self, layer: int, states: list[State], codes: np.ndarray | Lookup) -> list[State]:
         """Takes every chunk of images through a layer, and out of `states`, so that it can be freed."""
         engine, tmax = self._evaluator.engine, self._evaluator.calibration.tmax[layer]
         passed = []
@@ -265,6 +286,8 @@ class Evaluation:
         at = 0.0
         for step in self._steps:
             at += step.at[k] if step.at else 0.0
+        shares, layer_natural, natural = (cost.shares(each) for each in (counts.sum(0), owner.exact_counts,
+                                                                         owner.exact_counts.sum(0)))  # fmt: skip
         return {
             "accuracy": accuracy,
             "soft_accuracy": distill.soft_accuracy(logits, owner.labels),
@@ -272,5 +295,11 @@ class Evaluation:
             "kd": distill.kd_loss(logits, owner.teacher_logits, owner.reward.kd_temperature),
             "at": at,
             "layer_shares": cost.shares(counts),
-            "shares": cost.shares(counts.sum(0)),
+            "shares": shares,
+            "drop_error_points": distill.drop_error_points(logits, owner.teacher_logits, owner.labels),
+            "layer_zero_natural": layer_natural[:, 0],
+            "zero_natural": float(natural[0]),
+            "covered": owner.covered,
+            "relative_energy_sites": owner.energy.relative(shares),
+            "relative_energy": owner.energy.relative(cost.of_all(shares, owner.covered)),
         }

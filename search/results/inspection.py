@@ -60,7 +60,8 @@ RUN = {
     "layers": MAPPING,
 }
 RENAMED = {"layers": "model", "batch_size": "calib_batch_size"}  # options that older runs name otherwise
-OPTIONAL = {"splits": MAPPING, "versions": MAPPING, "resumed": MAPPINGS}
+COST = {"name": TEXT, "source": TEXT, "scope": TEXT, "zero_pj": NUMBER, "shared_pj": NUMBER, "exact_pj": NUMBER}
+OPTIONAL = {"cost": COST, "splits": MAPPING, "versions": MAPPING, "resumed": MAPPINGS}
 BEST = {
     "model": TEXT,
     "dataset": TEXT,
@@ -166,21 +167,33 @@ def check_top(folder: Folder, about: Mapping[str, Any]) -> None:
     """Raises ValueError unless top.parquet has the columns of validated rows."""
     try:
         table = pq.read_table(pa.BufferReader(folder.read(store.TOP)))
-        _check_columns(table, store.validated_schema(list(about["layers"])))
+        _check_columns(table, _expected(table, store.validated_schema(list(about["layers"]))))
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(f"{store.TOP}: {_first_line(error)}") from error
 
 
+def check_baselines(folder: Folder, about: Mapping[str, Any]) -> None:
+    """Raises ValueError unless baselines.parquet is the run's; one from before there was a cost model has none."""
+    if "cost" not in about and not folder.exists(store.BASELINES):
+        return
+    try:
+        table = pq.read_table(pa.BufferReader(folder.read(store.BASELINES)))
+        expected = store.baselines_schema(list(about["layers"]))
+        _check_columns(table, expected)
+        _check_cells(table, expected)
+        own = {"run": about["run"], "model": about["arguments"]["model"], "dataset": about["dataset"]}
+        for name, value in own.items():
+            if table[name].unique().to_pylist() != [value]:
+                raise ValueError(f"{name} is not {_shown(value)}")
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise ValueError(f"{store.BASELINES}: {_first_line(error)}") from error
+
+
 def check_rows(table: pa.Table, about: Mapping[str, Any]) -> None:
     """Raises ValueError unless every row of a part is one that the run `about` may have written."""
-    expected = store.schema(list(about["layers"]))
+    expected = _expected(table, store.schema(list(about["layers"])))
     _check_columns(table, expected)
-    for field in expected:
-        column = table[field.name]
-        if column.null_count:
-            raise ValueError(f"cells of {field.name} are empty")
-        if pa.types.is_floating(field.type) and not pc.all(pc.is_finite(column)).as_py() and len(table):
-            raise ValueError(f"cells of {field.name} are no finite numbers")
+    _check_cells(table, expected)
     for name, allowed in _allowed(about):
         others = [value for value in pc.unique(table[name]).to_pylist() if value not in allowed]
         if others:
@@ -221,6 +234,20 @@ def _check_codes(codes: Mapping[str, np.ndarray], layer: str, tmax: int) -> None
     t1, v1, t2, v2 = (codes[name] for name in CODES)
     if not ((t1 >= 1) & (t1 < v1) & (v1 < t2) & (t2 < v2) & (v2 <= tmax)).all():
         raise ValueError(f"codes of {layer} do not satisfy 1 <= t1 < v1 < t2 < v2 <= tmax = {tmax}")
+
+
+def _expected(table: pa.Table, columns: pa.Schema) -> pa.Schema:
+    """The columns that a table must have: of an older run those of its time."""
+    return columns if set(store.COSTS) & set(table.column_names) else store.without_costs(columns)
+
+
+def _check_cells(table: pa.Table, expected: pa.Schema) -> None:
+    for field in expected:
+        column = table[field.name]
+        if column.null_count:
+            raise ValueError(f"cells of {field.name} are empty")
+        if pa.types.is_floating(field.type) and not pc.all(pc.is_finite(column)).as_py() and len(table):
+            raise ValueError(f"cells of {field.name} are no finite numbers")
 
 
 def _check_columns(table: pa.Table, expected: pa.Schema) -> None:

@@ -19,10 +19,11 @@ from search.results.folder import Folder
 SCHEMA_VERSION = 1
 EPISODES = "episodes"
 ROWS_A_PART = 1000  # a part is written anew with each flush: more would take longer, fewer leave more files
-RUN, TOP, BEST = "run.json", "top.parquet", "best.json"
+RUN, TOP, BEST, BASELINES = "run.json", "top.parquet", "best.json", "baselines.parquet"
 TORN_READS, TORN_SECONDS = 3, 0.5  # an object that is replaced while it is read comes torn: then it is read again
 STATE_SUFFIX = ".safetensors"  # of the file that a PPO search goes on from
 CODE_FIELDS = (*CODES, "tmax")
+COSTS = ("mac_zero_natural", "mac_zero_natural_all", "relative_energy_sites", "relative_energy")  # older runs lack them
 
 
 def schema(layers: Sequence[str]) -> pa.Schema:
@@ -48,8 +49,14 @@ def schema(layers: Sequence[str]) -> pa.Schema:
         *((f"mac_{kind}", pa.float64()) for kind in KINDS),
         *((f"{layer}_{field}", pa.int16()) for layer in layers for field in CODE_FIELDS),
         *((f"{layer}_mac_{kind}", pa.float64()) for layer in layers for kind in KINDS),
+        *((name, pa.float64()) for name in COSTS),
     ]
     return pa.schema(columns)
+
+
+def without_costs(columns: pa.Schema) -> pa.Schema:
+    """The columns as runs had them before there was a cost model."""
+    return pa.schema([field for field in columns if field.name not in COSTS])
 
 
 def validated_schema(layers: Sequence[str]) -> pa.Schema:
@@ -58,6 +65,25 @@ def validated_schema(layers: Sequence[str]) -> pa.Schema:
     for name in ("validation_accuracy", "validation_drop_points"):
         columns = columns.append(pa.field(name, pa.float64()))
     return columns
+
+
+def baselines_schema(layers: Sequence[str]) -> pa.Schema:
+    """The columns of `baselines.parquet`; see results/README.md."""
+    measures = ("accuracy", "drop_points", "drop_error_points")
+    columns = [
+        ("schema_version", pa.int16()),
+        ("run", pa.string()),
+        ("model", pa.string()),
+        ("dataset", pa.string()),
+        ("baseline", pa.string()),
+        *((f"{split}_{name}", pa.float64()) for split in ("validation", "test") for name in measures),
+        *((f"mac_{kind}{end}", pa.float64()) for end in ("", "_all") for kind in ("zero", "shared", "exact")),
+        ("relative_energy_sites", pa.float64()),
+        ("relative_energy", pa.float64()),
+        ("energy_table", pa.string()),
+        *((f"{layer}_limit", pa.int16()) for layer in layers),
+    ]
+    return pa.schema(columns)
 
 
 def configuration_columns(layers: Sequence[str], codes: Sequence[Sequence[int]], tmax: Sequence[int]) -> dict[str, int]:
@@ -77,7 +103,9 @@ def score_columns(layers: Sequence[str], outcome: Mapping[str, Any]) -> dict[str
     columns |= {f"mac_{kind}": float(share) for kind, share in zip(KINDS, outcome["shares"], strict=True)}
     for layer, shares in zip(layers, outcome["layer_shares"], strict=True):
         columns |= {f"{layer}_mac_{kind}": float(share) for kind, share in zip(KINDS, shares, strict=True)}
-    return columns
+    natural = float(outcome["zero_natural"])
+    energies = float(outcome["relative_energy_sites"]), float(outcome["relative_energy"])
+    return columns | dict(zip(COSTS, (natural, natural * float(outcome["covered"]), *energies), strict=True))
 
 
 def codes_of(row: Mapping[str, Any], layers: Sequence[str]) -> tuple[tuple[int, ...], ...]:

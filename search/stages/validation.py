@@ -10,18 +10,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from approx_env.env import measured
 from approx_env.int8 import cost
+from approx_env.int8.energy import SCOPE
 from approx_env.scoring.evaluator import Evaluator, Score
 from search.job import Job
 from search.results import selection, store
 from search.results.folder import as_json
+from search.stages import comparison
 from search.stages.trials import patiently
 from search.workers.runners import Runners
 
 
 def finish(job: Job, handle: ray.actor.ActorHandle) -> None:
-    """Validates the best configurations, chooses one, reads test for it alone, and writes the results by the sink."""
-    layers, settings = job.problem.network.layers, job.settings
+    """Validates the best configurations, chooses one, and writes the results by the sink.
+
+    Test is read for the chosen one alone, and for the baselines that are shown beside it.
+    """
+    layers, settings, calibration = job.problem.network.layers, job.settings, job.problem.calibration
     top = patiently(handle, handle.top.remote())
     configurations = [store.codes_of(row, layers) for row in top]
     validation = job.held_out["validation"]
@@ -29,26 +35,42 @@ def finish(job: Job, handle: ray.actor.ActorHandle) -> None:
     with closing(Runners(validation, min(settings.runners, len(top)), settings.gpus)) as runners:
         scores = list(runners.evaluate(configurations))
         teacher_accuracy = runners.teacher_accuracy()
-    accuracies = [score["accuracy"] for score in scores]
-    drops = [score["drop_points"] for score in scores]
+        accuracies = [score["accuracy"] for score in scores]
+        drops = [score["drop_points"] for score in scores]
+        position, within = selection.choose(accuracies, drops, settings.max_acc_drop)
+        found = comparison.find(runners, calibration, configurations[position], scores[position])
     rows = [
         dict(row, validation_accuracy=accuracy, validation_drop_points=drop)
         for row, accuracy, drop in zip(top, accuracies, drops, strict=True)
     ]
-    position, within = selection.choose(accuracies, drops, settings.max_acc_drop)
     test_evaluator = Evaluator(job.held_out["test"])
     test = test_evaluator.evaluate(configurations[position])
-    measured = {
-        "validation": {"teacher": teacher_accuracy, "student": accuracies[position], "drop_points": drops[position]},
-        "test": {"teacher": test_evaluator.teacher_accuracy, "student": test.accuracy, "drop_points": test.drop_points},
+    chosen = (calibration.tmax, scores[position], measured(test))
+    compared = comparison.rows(found, chosen, test_evaluator, job.problem.energy)
+    teachers = {"validation": teacher_accuracy, "test": test_evaluator.teacher_accuracy}
+    best = _best_json(job, top[position], teachers, compared, within, position)
+    files = {
+        store.TOP: store.parquet(rows, store.validated_schema(layers)),
+        store.BASELINES: comparison.parquet(compared, job.name, best["model"], best["dataset"], layers),
+        store.BEST: as_json(best),  # last: with it the run is finished
     }
-    best = _best_json(job, top[position], measured, within, position)
-    validated = store.parquet(rows, store.validated_schema(layers))
-    patiently(handle, handle.write.remote({store.TOP: validated, store.BEST: as_json(best)}))
+    patiently(handle, handle.write.remote(files))
     _closing_table(job, best, test_evaluator.layers, test)
+    comparison.show(compared, job.problem.energy)
+    print(f"results in {job.folder}")
 
 
-def _best_json(job: Job, row: dict, measured: dict, within: bool, rank: int) -> dict:
+def _best_json(job: Job, row: dict, teachers: dict, compared: list[dict], within: bool, rank: int) -> dict:
+    chosen = compared[0]
+    measures = {
+        split: {
+            "teacher": teacher,
+            "student": chosen[f"{split}_accuracy"],
+            "drop_points": chosen[f"{split}_drop_points"],
+            "drop_error_points": chosen[f"{split}_drop_error_points"],
+        }
+        for split, teacher in teachers.items()
+    }
     layers = {
         layer: {f"{name}_code": row[f"{layer}_{name}"] for name in store.CODE_FIELDS}
         for layer in job.problem.network.layers
@@ -68,11 +90,14 @@ def _best_json(job: Job, row: dict, measured: dict, within: bool, rank: int) -> 
             "search_return": row["return"],
         },
         "metrics": {
-            "acc_teacher": measured["test"]["teacher"],
-            "acc_student": measured["test"]["student"],
-            "acc_drop": measured["test"]["drop_points"],
-            **measured,
+            "acc_teacher": measures["test"]["teacher"],
+            "acc_student": measures["test"]["student"],
+            "acc_drop": measures["test"]["drop_points"],
+            **measures,
             "float_teacher": job.teacher.about["float_accuracy"],
+            "cost": {"table": chosen["energy_table"], "scope": SCOPE}
+            | {name: value for name, value in chosen.items() if name.startswith(("mac_", "relative_"))},
+            "baselines": [comparison.measures(row) for row in compared[1:]],
         },
     }  # fmt: skip
 
@@ -89,8 +114,8 @@ def _closing_table(job: Job, best: dict, layers: Sequence[str], test: Score) -> 
     console = Console(width=100, highlight=False)
     console.print(table)
     console.print(f"chosen: {best['selection']['rule']} (rank {best['selection']['rank_by_return']} by return)")
-    costs = Table("multiplications by", *cost.KINDS, box=box.SIMPLE)
-    for name, shares in zip((*layers, "all these layers"), (*test.layer_shares, test.shares), strict=True):
-        costs.add_row(name, *(f"{share:.2%}" for share in shares))
+    costs = Table("multiplications by", *cost.KINDS, "zero in the exact network", box=box.SIMPLE)
+    told = [*zip(layers, test.layer_shares, test.layer_zero_natural, strict=True)]
+    for name, shares, natural in [*told, ("all these layers", test.shares, test.zero_natural)]:
+        costs.add_row(name, *(f"{share:.2%}" for share in (*shares, natural)))
     console.print(costs)
-    print(f"results in {job.folder}")

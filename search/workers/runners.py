@@ -12,7 +12,7 @@ import torch
 
 from approx_env import env
 from approx_env.errors import InputError
-from approx_env.scoring.evaluator import Configuration, Evaluator, Problem
+from approx_env.scoring.evaluator import Configuration, Evaluator, Problem, Tables
 
 LOSSES_TOLERATED = 5  # of each process in a row
 
@@ -80,6 +80,10 @@ class Scorer:
         """The score of a configuration, as the environment's last `info` has it."""
         return env.outcome(configuration, self._evaluator.evaluate(configuration))
 
+    def score(self, tables: Tables) -> dict:
+        """The score of a baseline, as `evaluate` has it."""
+        return env.measured(self._evaluator.evaluate(tables))
+
 
 @ray.remote(num_cpus=1)
 class Runner(Scorer):
@@ -126,6 +130,10 @@ class Runners:
             ScoringFailed: a runner raised anything else, or runners die again and again.
         """
         return self._work("evaluate", [(configuration,) for configuration in configurations])
+
+    def score(self, baselines: Sequence[Tables]) -> Iterator[dict]:
+        """Scores baselines, as `evaluate` scores configurations."""
+        return self._work("score", [(tables,) for tables in baselines])
 
     def _work(self, method: str, arguments: Sequence[tuple]) -> Iterator[Any]:
         """Calls a method of whichever runner is free with each of the arguments; yields the results in order."""

@@ -14,7 +14,10 @@ from approx_env.engines.vector import convolution
 from approx_env.env import TapEnv, TapVectorEnv
 from approx_env.errors import InputError
 
-OUTCOME = {"codes", "accuracy", "soft_accuracy", "drop_points", "kd", "at", "return", "layer_shares", "shares"}
+OUTCOME = {
+    *("codes", "accuracy", "soft_accuracy", "drop_points", "kd", "at", "return", "layer_shares", "shares"),
+    *("drop_error_points", "layer_zero_natural", "zero_natural", "covered", "relative_energy_sites", "relative_energy"),
+}
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from approx_env import data, env, tap
-from approx_env.scoring import calibration
+from approx_env.scoring import baselines, calibration
 from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 from approx_env.teachers import store as teachers
 from search.results import store
@@ -64,7 +64,7 @@ def test_one_row_for_every_episode(run, algorithm):
 def test_rows_have_the_bits_that_every_machine_must_give(run, algorithm):
     """Stored on a CPU with AVX-512 VNNI; PPO's with two updates of its policy."""
     stored = pd.read_parquet(ROOT / "tests" / "golden" / "rows.parquet").query("algorithm == @algorithm")
-    pd.testing.assert_frame_equal(run.rows.drop(columns="time"), stored.reset_index(drop=True), check_exact=True)
+    pd.testing.assert_frame_equal(run.rows[stored.columns], stored.reset_index(drop=True), check_exact=True)
 
 
 def test_every_configuration_is_valid_under_the_calibrated_tmax(run, problem):
@@ -83,6 +83,59 @@ def test_rescoring_a_stored_configuration_gives_exactly_what_is_stored(run, prob
             score.return_, score.accuracy, score.soft_accuracy, score.drop_points, score.kd, score.at
         ]  # fmt: skip
         assert [row[f"mac_{kind}"] for kind in ("zero", "v1", "v2", "exact")] == score.shares.tolist()
+        natural = score.zero_natural, score.zero_natural * score.covered
+        assert [row[name] for name in store.COSTS] == [*natural, score.relative_energy_sites, score.relative_energy]
+
+
+def test_baselines_stand_beside_the_chosen_configuration(run, problem):
+    rows = pq.read_table(run.folder / "baselines.parquet").to_pylist()
+    best, evaluator = run.json("best.json"), Evaluator(replace_images(problem, "test"))
+    assert [row["baseline"] for row in rows] == [
+        "chosen", "natural zeros", "threshold at t1", "threshold at equal exact",
+        "uniform 4-bit", "uniform 3-bit", "uniform 2-bit",
+    ]  # fmt: skip
+    chosen, natural, threshold, equal, *uniform = rows
+    metrics = best["metrics"]
+    assert chosen["test_accuracy"] == metrics["acc_student"]
+    assert chosen["relative_energy"] == metrics["cost"]["relative_energy"] < natural["relative_energy"] < 1
+    assert natural["test_accuracy"] == metrics["acc_teacher"]
+    assert [natural[f"{layer}_limit"] for layer in LAYERS] == [0] * 9
+    assert [threshold[f"{layer}_limit"] for layer in LAYERS] == [best["layers"][layer]["t1_code"] for layer in LAYERS]
+    assert threshold["mac_exact"] > equal["mac_exact"] and all(row["mac_exact"] == 0 for row in uniform)
+    for row in (threshold, equal):
+        score = evaluator.evaluate([baselines.threshold(row[f"{layer}_limit"]) for layer in LAYERS])
+        assert (row["test_accuracy"], row["mac_zero"], row["test_drop_error_points"]) == (
+            score.accuracy, score.shares[0], score.drop_error_points
+        )  # fmt: skip
+    for row, told in zip(rows[1:], metrics["baselines"], strict=True):
+        assert row["energy_table"] == metrics["cost"]["table"] == "Horowitz 45 nm"
+        assert told.items() <= row.items()
+        assert all(row[f"mac_{kind}{end}"] >= 0 for kind in ("zero", "shared", "exact") for end in ("", "_all"))
+        assert row["mac_zero_all"] + row["mac_shared_all"] + row["mac_exact_all"] == pytest.approx(1)
+    assert metrics["cost"]["scope"] == "arithmetic only: no memory, no control"
+
+
+def test_clips_and_thresholds_were_fixed_without_test_images(run, problem):
+    """On the calibration's histograms, and on validation where a share was to be met."""
+    rows = {row["baseline"]: row for row in pq.read_table(run.folder / "baselines.parquet").to_pylist()}
+    validation = Evaluator(replace_images(problem, "validation"))
+    best = run.json("best.json")
+    codes = [[layer[f"{name}_code"] for name in ("t1", "v1", "t2", "v2")] for layer in best["layers"].values()]
+
+    def exact(baseline) -> float:
+        return validation.evaluate(baseline.tables).shares[3]
+
+    expected = [
+        baselines.threshold_at_share(problem.calibration, validation.evaluate(codes).shares[3], exact),
+        *baselines.fixed(problem.calibration, [four[0] for four in codes]),
+    ]
+    for baseline in expected:
+        assert tuple(rows[baseline.name][f"{layer}_limit"] for layer in LAYERS) == baseline.limits
+
+
+def replace_images(problem: Problem, split: str) -> Problem:
+    images, labels = data.load("digits").load(split)
+    return replace(problem, images=images, labels=labels)
 
 
 def test_the_top_are_the_best_distinct_rows_with_validation(run):
@@ -141,6 +194,9 @@ def test_the_terminal_shows_calibration_and_result(run):
         assert re.search(rf"^{layer}: +t1=\d+ v1=\d+ t2=\d+ v2=\d+ tmax=\d+ \(p90\+10\)", run.output, re.MULTILINE)
     closing = ("float teacher", "INT8 teacher", "chosen configuration", "drop, points", "validation", "test", "zero")
     assert all(words in run.output for words in closing)
+    compared = ("natural zeros", "threshold at t1", "threshold at equal exact", "uniform 2-bit", "zero in the exact")
+    assert all(words in run.output for words in compared)
+    assert "by Horowitz 45 nm (arithmetic only: no memory, no control)" in run.output
     chosen = next(line for line in run.output.splitlines() if "chosen configuration" in line)
     assert f"{100 * run.json('best.json')['metrics']['acc_student']:.2f}" in chosen
     assert "Traceback" not in run.output + run.errors

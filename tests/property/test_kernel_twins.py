@@ -72,6 +72,21 @@ def test_tally(shape, limits, seed):
     assert counts.sum() == shape[0] * shape[1] * weights.sum()
 
 
+@given(st.tuples(st.integers(1, 3), CHANNELS, st.integers(1, 9), st.integers(1, 9)), SEEDS)
+def test_tables(shape, seed):
+    codes = random_codes(seed, shape)
+    x = channels_last(codes).reshape(shape[0], -1, shape[1])
+    values = np.sort(random_codes(seed + 1, 256))
+    y = np.empty_like(x)
+    kernels.look_up(x.reshape(-1), y.reshape(-1), values)
+    assert np.array_equal(y, values[x])
+    weights = np.random.default_rng(seed).integers(0, 5000, shape[2] * shape[3])
+    counts = np.zeros(256, np.int64)
+    kernels.histogram(x, weights, counts)
+    slow = [int((weights[:, None] * (x == code)).sum()) for code in range(256)]
+    assert counts.tolist() == slow
+
+
 @given(
     st.integers(1, 3), st.integers(1, 5), st.sampled_from([32, 64, 96, 512, 8160]), SEEDS, st.booleans(), st.booleans()
 )

@@ -15,6 +15,7 @@ from search.config import Settings
 UNITS = {
     "--engine": "vector",
     "--device": "device",
+    "--cost": "energy",
     "--envs-per-runner": "configurations",
     "--gpus-per-runner": "GPUs",
     "--model": "",

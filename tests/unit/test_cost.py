@@ -118,7 +118,7 @@ def brute_force(network: Network, images: np.ndarray, configuration) -> dict[str
     counts = {}
     for name, layer in (("two.0", "one"), ("three.1", "two"), ("last", "three")):
         node, (codes, tmax) = network.by_name[name], configuration[layer]
-        kinds = {0: 0, codes[1]: 1, codes[3]: 2}
+        kinds = {codes[3]: 2, codes[1]: 1, 0: 0}
         tally = counts[layer] = np.zeros(4, np.int64)
 
         def add(activation, times, tally=tally, kinds=kinds, tmax=tmax):
@@ -141,7 +141,7 @@ def brute_force(network: Network, images: np.ndarray, configuration) -> dict[str
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_shares_are_those_of_brute_force(small, stride):
+def test_shares_are_those_of_brute_force(small, stride, monkeypatch):
     images, labels = small.images[:6], small.labels[:6]
     nodes = tuple(replace(n, stride=stride) if n.name == "two.0" else n for n in small.network.nodes)
     if stride == 2:  # 3x3 codes, that the pool takes to 1x1
@@ -155,3 +155,8 @@ def test_shares_are_those_of_brute_force(small, stride):
     assert (counts > 0).sum() >= 9  # the kinds do occur
     assert np.array_equal(score.layer_shares, counts / counts.sum(1, keepdims=True))
     assert np.array_equal(score.shares, counts.sum(0) / counts.sum())
+    exact = {layer.name: ((0, 0, 0, 0), 0) for layer in calibrated.layers}  # only tells brute force what is not zero
+    monkeypatch.setattr(reference, "approximate", lambda codes, *how: codes)
+    natural = np.array(list(brute_force(network, images, exact).values()))
+    assert np.array_equal(score.layer_zero_natural, natural[:, 0] / natural.sum(1))
+    assert score.zero_natural == natural[:, 0].sum() / natural.sum()

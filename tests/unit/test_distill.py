@@ -27,6 +27,22 @@ def test_kd_takes_its_temperature_and_the_mean_over_images():
     assert distill.kd_loss(torch.zeros(2, 2), teacher, temperature=1.0) == pytest.approx(expected)
 
 
+def test_error_of_a_drop_by_hand():
+    """Of 8 images the teacher alone gets 2, the student alone 1: with half an image more of each kind 2.5, 1.5, 10."""
+    labels = np.zeros(8, int)
+    right, wrong = [1.0, 0.0], [0.0, 1.0]
+    teacher = np.array([right, right, right, right, right, wrong, wrong, wrong])
+    student = np.array([right, right, right, wrong, wrong, right, wrong, wrong])
+    assert distill.drop_error_points(student, teacher, labels) == 100 * math.sqrt(4 - 1 / 10) / 10
+    assert distill.drop_error_points(teacher, student, labels) == distill.drop_error_points(student, teacher, labels)
+
+
+def test_error_of_no_drop_is_not_nothing():
+    logits = torch.eye(2).repeat(50, 1)
+    error = distill.drop_error_points(logits, logits, np.zeros(100, int))
+    assert error == 100 * math.sqrt(1) / 102
+
+
 def test_attention_distance_by_hand():
     student = torch.tensor([[5, 0], [6, 8], [0, 0], [0, 0], [3, 4]])
     teacher = torch.tensor([[0, 7], [3, 4], [9, 0], [0, 0], [4, 3]])

@@ -7,8 +7,10 @@ import torch
 from approx_env import env, tap
 from approx_env.engines import reference
 from approx_env.engines.vector.engine import VectorEngine
-from approx_env.scoring import calibration
+from approx_env.int8.energy import Energy
+from approx_env.scoring import baselines, calibration
 from approx_env.scoring.evaluator import Evaluator, Problem, Reward
+from tests.twins import table_of
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +175,58 @@ def test_first_zero_and_v1_shares_follow_t1(evaluator):
     high = evaluator.evaluate([(tmax - 3, tmax - 2, tmax - 1, tmax), *rest]).layer_shares[0]
     assert low[0] < high[0]
     assert low[3] == high[3]  # what lies above tmax is exact whatever the codes
+
+
+def test_tap_as_a_table_scores_as_tap(evaluator):
+    generator = np.random.default_rng(4)
+    configuration = [tap.random_codes(tmax, generator) for tmax in evaluator.calibration.tmax]
+    tables = [table_of(codes, tmax) for codes, tmax in zip(configuration, evaluator.calibration.tmax, strict=True)]
+    assert same(evaluator.evaluate(configuration), evaluator.evaluate(tables))
+
+
+def test_a_layer_by_a_table_and_the_next_by_codes(problem):
+    """And the states that are kept do not mistake one table for another."""
+    kept, tmax, quintile = Evaluator(problem), problem.calibration.tmax, list(problem.calibration.quintile)
+    for codes in (quintile[0], (1, 2, 3, 4), quintile[0]):
+        mixed = [table_of(codes, tmax[0]), *quintile[1:]]
+        assert same(kept.evaluate(mixed), Evaluator(problem).evaluate([codes, *quintile[1:]]))
+
+
+def test_the_exact_network_as_a_baseline_is_the_teacher(evaluator):
+    score = evaluator.evaluate([baselines.threshold(0)] * len(evaluator.layers))
+    assert (score.accuracy, score.drop_points, score.kd, score.at) == (evaluator.teacher_accuracy, 0.0, 0.0, 0.0)
+    assert score.shares[0] == score.zero_natural and score.shares[1:3].tolist() == [0.0, 0.0]
+    assert score.layer_shares[:, 0].tolist() == score.layer_zero_natural.tolist()
+
+
+def test_a_threshold_alone_adds_to_the_natural_zeros(evaluator):
+    t1 = [codes[0] for codes in evaluator.calibration.quintile]
+    score, tapped = (
+        evaluator.evaluate([baselines.threshold(t) for t in t1]),
+        evaluator.evaluate(evaluator.calibration.quintile),
+    )
+    assert 0 < score.zero_natural < score.shares[0] and score.shares[1] == score.shares[2] == 0
+    assert score.zero_natural == tapped.zero_natural  # it is the exact network's, whatever is approximated
+    assert score.layer_shares[0, 0] == tapped.layer_shares[0, 0]  # both make the same codes zero
+
+
+def test_relative_energy_by_hand(evaluator):
+    score = evaluator.evaluate(evaluator.calibration.quintile)
+    _, v1, v2, exact = score.shares
+    sites = (0.1 * (v1 + v2) + 0.3 * exact) / 0.3
+    assert score.relative_energy_sites == pytest.approx(sites, rel=1e-12)
+    assert score.relative_energy == pytest.approx(1 - score.covered * (1 - sites), rel=1e-12)
+    assert score.covered == evaluator.covered
+
+
+def test_a_problem_takes_another_table_of_energy(problem):
+    none = Evaluator(replace(problem, energy=Energy("flat", "", 1.0, 1.0, 1.0))).evaluate(problem.calibration.quintile)
+    assert none.relative_energy == none.relative_energy_sites == pytest.approx(1)
+
+
+def test_a_table_does_not_go_in_lockstep(evaluator):
+    with pytest.raises(ValueError, match="2 configurations are in lockstep, and codes for 1 came"):
+        evaluator.begin(2).advance(baselines.threshold(3))
 
 
 def test_bad_configurations_are_refused_before_anything_runs(evaluator, monkeypatch):

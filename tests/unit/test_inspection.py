@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from approx_env.errors import InputError
+from approx_env.int8 import energy
 from search import config, job
 from search.results import inspection, lease, ledger, report, store
 from search.results.folder import Folder, as_json
@@ -25,13 +26,15 @@ from search.results.folder import Folder, as_json
 LAYERS, TMAX, EPISODES = ("conv1", "fire2"), (35, 255), 4
 INFO = ledger.RunInfo("r", "squeezenet", "digits", LAYERS, TMAX, 32)
 
+COSTS = {"zero_natural": 0.25, "covered": 0.5, "relative_energy_sites": 0.375, "relative_energy": 0.6875}
+
 
 def row(episode: int, seed: int = 0, info: ledger.RunInfo = INFO) -> dict:
     outcome = {name: 0.25 for name in ("accuracy", "soft_accuracy", "drop_points", "kd", "at")}
     return ledger.complete(info, {
         "trial": f"ppo-seed{seed}", "algorithm": "ppo", "seed": seed, "episode": episode,
         "episode_id": f"ppo-seed{seed}-{episode}", "time": 1_700_000_000_000, "codes": [[1, 2, 3, 4 + episode]] * 2,
-        "outcome": outcome | {"return": episode / 10, "shares": [0.25] * 4, "layer_shares": [[0.25] * 4] * 2},
+        "outcome": outcome | COSTS | {"return": episode / 10, "shares": [0.25] * 4, "layer_shares": [[0.25] * 4] * 2},
     })  # fmt: skip
 
 
@@ -45,7 +48,14 @@ ABOUT = {
     "teacher": {"sha256": "0"},
     "layers": {layer: {"tmax": tmax} for layer, tmax in zip(LAYERS, TMAX, strict=True)},
     "versions": {"torch": "2.15.0"},
+    "cost": asdict(energy.read("horowitz-45nm")) | {"scope": energy.SCOPE},
 }
+COMPARED = [
+    dict.fromkeys(store.baselines_schema(LAYERS).names, 0.5)
+    | {"run": "r", "model": "squeezenet", "dataset": "digits", "baseline": name, "energy_table": "Horowitz 45 nm"}
+    | {"schema_version": 1, "conv1_limit": 35, "fire2_limit": 255}
+    for name in ("chosen", "threshold at t1")
+]
 SHARES = {"teacher": 0.9, "student": 0.8, "drop_points": 10.0}
 BEST = {
     "model": "squeezenet",
@@ -60,6 +70,11 @@ BEST = {
 STATE = {"episodes": torch.tensor(2), "module.weight": torch.zeros(3), "adam.0.step": torch.tensor(1.0)}
 
 
+def write_baselines(folder: Path, **values) -> None:
+    made = [row | values for row in COMPARED]
+    (folder / store.BASELINES).write_bytes(store.parquet(made, store.baselines_schema(LAYERS)))
+
+
 def write_part(folder: Path, rows: list[dict], name: str = "part-1.parquet") -> None:
     (folder / "episodes" / name).write_bytes(store.parquet(rows, store.schema(LAYERS)))
 
@@ -72,6 +87,7 @@ def whole(tmp_path_factory) -> Path:
     write_part(folder, ROWS)
     validated = [ROWS[3] | {"validation_accuracy": 0.8, "validation_drop_points": 10.0}]
     (folder / store.TOP).write_bytes(store.parquet(validated, store.validated_schema(LAYERS)))
+    write_baselines(folder)
     for name, value in ((store.RUN, ABOUT), (store.BEST, BEST)):
         (folder / name).write_bytes(as_json(value))
     (folder / "ppo-seed0.safetensors").write_bytes(safetensors.torch.save(STATE))
@@ -165,6 +181,14 @@ def retyped(name: str, kind: pa.DataType) -> Callable[[Path], None]:
     return table(lambda read: read.set_column(read.column_names.index(name), name, read[name].cast(kind)))
 
 
+def older(folder: Path) -> None:
+    """Makes it a run from before there was a cost model."""
+    edited(store.RUN, ABOUT, "cost", LACKS)(folder)
+    gone(store.BASELINES)(folder)
+    for path in (folder / "episodes" / "part-1.parquet", folder / store.TOP):
+        pq.write_table(pq.read_table(path).drop_columns(list(store.COSTS)), path)
+
+
 again = part(lambda rows: rows, "part-2.parquet")
 backwards = table(lambda read: read.select(read.column_names[::-1]))
 DEEP = b"[" * 200_000 + b"]" * 200_000
@@ -256,10 +280,28 @@ CASES = [
     Case("top.parquet: garbage", file(store.TOP, b"PAR1"), None, DAMAGED),
     Case("top.parquet: gone", gone(store.TOP), None, DAMAGED),
     Case("top.parquet: not validated", file(store.TOP, store.parquet(ROWS, store.schema(LAYERS))), None, DAMAGED),
+    Case("top.parquet: of an older run", lambda folder: (older(folder), cells()(folder)), None, None),
+    *(
+        Case(f"run.json: cost {said!r}", edited(store.RUN, ABOUT, "cost", said), NOT_FINISHED, NO_RUN)
+        for said in (None, [], {}, ABOUT["cost"] | {"exact_pj": "much"})
+    ),
+    Case("baselines.parquet: garbage", file(store.BASELINES, b"PAR1"), None, DAMAGED),
+    Case("baselines.parquet: gone", gone(store.BASELINES), None, DAMAGED),
+    Case("baselines.parquet: other columns", file(store.BASELINES, store.parquet(ROWS, store.schema(LAYERS))), None,
+         DAMAGED),
+    *(
+        Case(f"baselines.parquet: {values}", lambda folder, values=values: write_baselines(folder, **values), None,
+             DAMAGED)
+        for values in ({"run": "s"}, {"model": "alexnet"}, {"dataset": "cifar10"}, {"baseline": None},
+                       {"relative_energy": float("nan")}, {"fire2_limit": None})
+    ),
+    Case("a part: some of the costs", table(lambda read: read.drop_columns(["relative_energy"])), PART, PART),
     Case("no rows", gone("episodes/part-1.parquet"), NOT_FINISHED, DAMAGED),
     Case("no episodes", lambda folder: shutil.rmtree(folder / "episodes"), NOT_FINISHED, DAMAGED),
     # What does no harm.
     Case("nothing", lambda folder: None, None, None),
+    Case("an older run", older, None, None),
+    Case("an older run that was resumed", lambda folder: (older(folder), again(folder)), None, None),
     Case("an option that the run did not have", edited(store.RUN, ABOUT, "arguments.top", LACKS), None, None),
     Case("an option that is nothing", edited(store.RUN, ABOUT, "arguments.top", None), None, NO_RUN),
     Case("the same part twice", again, None, None),

@@ -57,6 +57,7 @@ def test_a_run_that_was_begun_with_something_else_cannot_go_on(tmp_path):
         ("teacher", {"sha256": "another"}, "another teacher"),
         ("splits", {}, "another splits"),
         ("layers", {}, "another layers"),
+        ("cost", described["cost"] | {"exact_pj": 0.4}, "another cost"),
     ):
         made.folder.write_json("run.json", described | {name: value})
         with pytest.raises(InputError, match=said):
@@ -65,6 +66,29 @@ def test_a_run_that_was_begun_with_something_else_cannot_go_on(tmp_path):
     again = job.prepare(config.parse(["--resume", "r", "--results", str(tmp_path)]))
     assert again.settings.search_images == 8 and not again.finished
     assert any(text.startswith("torch") and text.endswith("was 1.0") for text in job.differences(again))
+
+
+def test_a_run_from_before_the_cost_model_goes_on(tmp_path):
+    made = prepare(tmp_path, "--search-images 8 --run-name r")
+    described = {name: value for name, value in job.describe(made).items() if name != "cost"}
+    del described["arguments"]["cost"]
+    _begin(made, described)
+    again = job.prepare(config.parse(["--resume", "r", "--results", str(tmp_path)]))
+    assert again.problem.energy.name == "Horowitz 45 nm"
+
+
+def test_the_cost_table_is_part_of_the_problem_and_named_with_the_run(tmp_path):
+    made = prepare(tmp_path, "--search-images 8 --cost jouppi-7nm")
+    assert {each.energy.name for each in (*made.rungs, *made.held_out.values())} == {"Jouppi 7 nm"}
+    told = job.describe(made)
+    assert told["arguments"]["cost"] == "jouppi-7nm"
+    assert (told["cost"]["name"], told["cost"]["scope"]) == ("Jouppi 7 nm", "arithmetic only: no memory, no control")
+
+
+def test_a_cost_table_that_is_none_is_refused(tmp_path):
+    with pytest.raises(InputError, match="--cost must be .* and nothing cannot be read"):
+        prepare(tmp_path, "--search-images 8 --cost nothing")
+    assert not list(tmp_path.iterdir())
 
 
 def _begin(made: job.Job, described: dict) -> None:
@@ -97,7 +121,7 @@ def test_a_run_with_every_option_goes_on_as_it_was_begun(tmp_path):
     options = (
         "--run-name r --rungs 8,16 --episodes 6 --seeds 3,1 --lr 0.01 --iteration-episodes 4 --accuracy soft --top 2 "
         "--kd-temperature 3 --kd-weight 0.5 --at-weight 0 --tmax-percentile 80 --tmax-offset -2 --max-acc-drop 1.5 "
-        "--engine portable --gpus-per-runner 0 --envs-per-runner 2 --num-env-runners 1"
+        "--engine portable --gpus-per-runner 0 --cost jouppi-7nm --envs-per-runner 2 --num-env-runners 1"
     )
     made = prepare(tmp_path, options)
     _begin(made, job.describe(made))

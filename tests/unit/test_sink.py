@@ -20,6 +20,7 @@ def message(episode: int, codes: int = 0, value: float = 0.5, trial: str = "rand
     """What a recorder sends: configuration number `codes`, with return `value`."""
     outcome = {name: 0.25 for name in ("accuracy", "soft_accuracy", "drop_points", "kd", "at")}
     outcome |= {"return": value, "shares": [0.25] * 4, "layer_shares": [[0.25] * 4] * 2}
+    outcome |= dict.fromkeys(("zero_natural", "covered", "relative_energy_sites", "relative_energy"), 0.5)
     return {
         "trial": trial,
         "algorithm": "random",

@@ -24,6 +24,10 @@ OUTCOME = {
     "return": 0.375,
     "shares": [0.1, 0.2, 0.3, 0.4],
     "layer_shares": [[0.4, 0.3, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25]],
+    "zero_natural": 0.25,
+    "covered": 0.5,
+    "relative_energy_sites": 0.375,
+    "relative_energy": 0.6875,
 }
 TIME = datetime.datetime(2026, 11, 22, 4, 30, tzinfo=datetime.UTC)
 
@@ -71,6 +75,26 @@ def test_the_schema_has_all_that_a_row_must_tell():
     kinds = ("zero", "v1", "v2", "exact")
     assert names >= {f"{start}mac_{kind}" for start in ("", "conv1_", "fire2_") for kind in kinds}
     assert names >= {f"{layer}_{code}" for layer in LAYERS for code in ("t1", "v1", "t2", "v2", "tmax")}
+
+
+def test_costs_come_last_so_that_older_columns_stay_where_they_were():
+    columns = store.schema(LAYERS)
+    assert columns.names[-4:] == list(store.COSTS)
+    assert store.without_costs(columns).names == columns.names[:-4]
+    assert [make_row(0)[name] for name in store.COSTS] == [0.25, 0.125, 0.375, 0.6875]  # natural zeros of all: x 0.5
+
+
+def test_rows_of_before_and_after_the_cost_model_are_read_together(folder):
+    """As an older run that was resumed leaves them."""
+    older = [{name: value for name, value in make_row(7).items() if name not in store.COSTS}]
+    data = store.parquet(older, store.without_costs(store.schema(LAYERS)))
+    (folder / store.EPISODES / "part-0.parquet").write_bytes(data)
+    rows = {row["episode"]: row for row in store.read_rows(Folder(folder))}
+    assert rows[7] == older[0] and rows[4] == make_row(4)
+    frame = store.read(folder).set_index("episode")
+    assert frame["relative_energy"].isna().to_dict() == {k: k == 7 for k in (0, 1, 2, 3, 4, 7)}
+    top = store.parquet([rows[7], rows[4]], store.schema(LAYERS))  # what the sink writes of them
+    assert pq.read_table(pa.BufferReader(top))["relative_energy"].to_pylist() == [None, 0.6875]
 
 
 def test_validated_rows_have_two_columns_more():

@@ -8,12 +8,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from approx_env.int8 import energy
+from approx_env.scoring import baselines
+from approx_env.scoring.calibration import Calibration, Layer
+from approx_env.scoring.evaluator import Score
 from search.results import inspection, store
 from search.results.folder import Folder
 from search.stages import validation
-from tests.unit.test_inspection import ABOUT, LAYERS, ROWS
+from tests.unit.test_inspection import ABOUT, LAYERS, ROWS, TMAX
 
 TOP = [ROWS[3], ROWS[2], ROWS[1]]
+CALIBRATED = (Layer(*each, np.zeros(4)) for each in zip(LAYERS, [np.ones(256, int)] * 2, TMAX, strict=True))
+CALIBRATION = Calibration(tuple(CALIBRATED), 90.0, 10)
+SHARES = np.array([0.4, 0.3, 0.1, 0.2])
+COSTS = {"drop_error_points": 0.5, "covered": 0.5, "relative_energy_sites": 0.25, "relative_energy": 0.625}
 SCORES = {4 + 3: (0.70, 20.0), 4 + 2: (0.88, 2.0), 4 + 1: (0.89, 1.0)}  # accuracy and drop by v2 of the first layer
 
 
@@ -25,7 +33,14 @@ class Runners:
     def evaluate(self, configurations):
         for codes in configurations:
             accuracy, drop = SCORES[codes[0][3]]
-            yield {"accuracy": accuracy, "drop_points": drop}
+            yield {"accuracy": accuracy, "drop_points": drop, "shares": SHARES} | COSTS
+
+    def score(self, tables):
+        assert not self.closed
+        for each in tables:
+            exact = float(np.mean([(table.kinds[table.values] == 3).mean() for table in each]))
+            shares = np.array([1 - exact, 0, 0, exact])
+            yield {"accuracy": 0.85, "drop_points": 5.0, "shares": shares} | COSTS
 
     def teacher_accuracy(self) -> float:
         return 0.9
@@ -35,7 +50,7 @@ class Runners:
 
 
 class Evaluator:
-    """On the test images; it may be asked but once. It has the layers in another order."""
+    """On the test images; it may be asked but once for a configuration. It has the layers in another order."""
 
     asked: list = []
     layers = LAYERS[::-1]
@@ -44,10 +59,13 @@ class Evaluator:
     def __init__(self, problem):
         assert len(problem.labels) == 7
 
-    def evaluate(self, configuration) -> SimpleNamespace:
+    def evaluate(self, configuration) -> Score:
         Evaluator.asked.append(configuration)
         shares = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
-        return SimpleNamespace(accuracy=0.87, drop_points=4.0, layer_shares=shares, shares=shares.mean(0))
+        return Score(
+            accuracy=0.87, soft_accuracy=0.8, drop_points=4.0, kd=0.1, at=0.1, return_=0.5, layer_shares=shares,
+            shares=shares.mean(0), layer_zero_natural=np.array([0.05, 0.25]), zero_natural=0.15, **COSTS,
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -65,7 +83,12 @@ def finish(monkeypatch, tmp_path):
         )
         job = SimpleNamespace(
             settings=SimpleNamespace(max_acc_drop=max_acc_drop, runners=4, gpus=0.0),
-            problem=SimpleNamespace(network=SimpleNamespace(model="squeezenet", layers=LAYERS)),
+            name="r",
+            problem=SimpleNamespace(
+                network=SimpleNamespace(model="squeezenet", layers=LAYERS),
+                calibration=CALIBRATION,
+                energy=energy.read("jouppi-7nm"),
+            ),
             held_out={"validation": SimpleNamespace(labels=[0] * 5), "test": SimpleNamespace(labels=[0] * 7)},
             dataset=SimpleNamespace(name="digits"),
             teacher=SimpleNamespace(about={"float_accuracy": {"validation": 0.92, "test": 0.93}}),
@@ -79,14 +102,15 @@ def finish(monkeypatch, tmp_path):
 
 def test_the_most_accurate_one_within_the_drop_is_chosen(finish):
     best, files = finish(2.0)
-    assert list(files) == [store.TOP, store.BEST]  # best.json last: with it the run is finished
+    assert list(files) == [store.TOP, store.BASELINES, store.BEST]  # best.json last: with it the run is finished
     assert best["selection"] == {
         "rule": "highest validation accuracy within a drop of 2 points", "within_max_acc_drop": True,
         "rank_by_return": 3, "trial": "ppo-seed0", "episode_id": "ppo-seed0-1", "search_return": 0.1,
     }  # fmt: skip
     metrics = best["metrics"]
-    assert metrics["validation"] == {"teacher": 0.9, "student": 0.89, "drop_points": 1.0}
-    assert metrics["test"] == {"teacher": 0.91, "student": 0.87, "drop_points": 4.0}
+    error = {"drop_error_points": 0.5}
+    assert metrics["validation"] == {"teacher": 0.9, "student": 0.89, "drop_points": 1.0} | error
+    assert metrics["test"] == {"teacher": 0.91, "student": 0.87, "drop_points": 4.0} | error
     assert (metrics["acc_teacher"], metrics["acc_student"], metrics["acc_drop"]) == (0.91, 0.87, 4.0)
 
 
@@ -98,7 +122,10 @@ def test_without_one_within_the_drop_the_most_accurate_of_all_is_chosen(finish):
 
 def test_test_images_are_read_for_the_chosen_one_alone(finish):
     finish(2.0)
-    assert Evaluator.asked == [store.codes_of(ROWS[1], LAYERS)]
+    chosen, *others = Evaluator.asked
+    assert chosen == store.codes_of(ROWS[1], LAYERS)
+    assert len(others) == 6  # the baselines, each once
+    assert len({tuple(table.values.tobytes() for table in tables) for tables in others}) == 6
 
 
 def test_codes_of_best_json_are_those_of_the_row_by_name(finish):
@@ -112,7 +139,11 @@ def test_codes_of_best_json_are_those_of_the_row_by_name(finish):
 def test_shares_are_shown_beside_the_layer_that_they_are_of(finish, capsys):
     finish(2.0)
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "fire2 10.00% 20.00% 30.00% 40.00%" in said and "conv1 40.00% 30.00% 20.00% 10.00%" in said
+    assert "fire2 10.00% 20.00% 30.00% 40.00% 5.00%" in said and "conv1 40.00% 30.00% 20.00% 10.00% 25.00%" in said
+    assert "all these layers 25.00% 25.00% 25.00% 25.00% 15.00%" in said
+    assert "by Jouppi 7 nm (arithmetic only: no memory, no control)" in " ".join(said)
+    row = "1.00 ± 0.98 4.00 ± 0.98 25.0 / 50.0 / 25.0 12.5 / 25.0 / 62.5 0.250 / 0.625"
+    assert f"chosen {row}" in said and sum("-bit " in line for line in said) == 3
     assert said.index("scoring the best 3 on 5 validation images") == 0 and said[-1].startswith("results in ")
 
 
@@ -129,4 +160,21 @@ def test_what_is_written_passes_inspection(finish, tmp_path):
     for name, data in files.items():
         Folder(tmp_path).write(name, data)
     inspection.check_top(Folder(tmp_path), ABOUT)
+    inspection.check_baselines(Folder(tmp_path), ABOUT)
     assert inspection.best_json(Folder(tmp_path), ABOUT)["model"] == "squeezenet"
+
+
+def test_the_baselines_are_those_of_the_chosen_one(finish):
+    best, files = finish(2.0)
+    rows = pq.read_table(io.BytesIO(files[store.BASELINES])).to_pylist()
+    named = {row["baseline"]: (row["conv1_limit"], row["fire2_limit"]) for row in rows}
+    clips = {f"uniform {bits}-bit": (baselines.best_clip(np.ones(256, int), bits),) * 2 for bits in (4, 3, 2)}
+    # A fifth of all codes stays exact, as of the chosen one, where the threshold is 255 x 0.8.
+    assert named.pop("threshold at equal exact") == pytest.approx((204, 204), abs=1)
+    assert named == {"chosen": TMAX, "natural zeros": (0, 0), "threshold at t1": (1, 1)} | clips
+    chosen, threshold = rows[0], rows[2]
+    assert (chosen["validation_drop_points"], chosen["test_drop_points"], chosen["validation_accuracy"]) == (1, 4, 0.89)
+    assert (threshold["validation_drop_points"], threshold["test_drop_points"]) == (5, 4)
+    assert (chosen["mac_shared"], chosen["mac_exact_all"], chosen["energy_table"]) == (0.5, 0.625, "Jouppi 7 nm")
+    assert best["metrics"]["cost"]["table"] == "Jouppi 7 nm" and best["metrics"]["cost"]["relative_energy"] == 0.625
+    assert [told["baseline"] for told in best["metrics"]["baselines"]] == [row["baseline"] for row in rows[1:]]

@@ -98,6 +98,17 @@ class VectorEngine(Engine):
         for part, (_, v1, _, _), four in zip(np.split(rows(x), len(codes)), codes, counts, strict=True):
             kernels.tally(part, np.uint8(0), np.uint8(v1), np.uint8(tmax), weights, four)
 
+    def _look_up(self, x: torch.Tensor, values: np.ndarray) -> torch.Tensor:
+        x = in_order(x)
+        y = torch.empty_like(x)
+        kernels.look_up(rows(x).reshape(-1), rows(y).reshape(-1), values)
+        return y
+
+    def _histogram(self, x: torch.Tensor, weights: np.ndarray) -> np.ndarray:
+        found = np.zeros(256, np.int64)
+        kernels.histogram(rows(x), weights, found)
+        return found
+
     def _energy(self, x: torch.Tensor) -> torch.Tensor:
         if x.dim() == 2:
             return x.long() ** 2

@@ -30,6 +30,22 @@ def tap(x, y, t1, v1, t2, v2, tmax):
 
 
 @_compiled
+def look_up(x, y, values):
+    """Writes the entry of `values (256,) uint8` for each code of `x (n,) uint8` into `y (n,) uint8`."""
+    for i in range(x.size):
+        y[i] = values[x[i]]
+
+
+@_compiled
+def histogram(x, weights, counts):
+    """Adds to `counts (256,) int64` how often each code of `x (n, p, c) uint8` comes, times its row's weight."""
+    for n in range(x.shape[0]):
+        for p in range(x.shape[1]):
+            for c in range(x.shape[2]):
+                counts[x[n, p, c]] += weights[p]
+
+
+@_compiled
 def add(a, b, y):
     """Writes `a + b`, at most 255, into `y`; all `(n,) uint8`."""
     for i in range(a.size):
