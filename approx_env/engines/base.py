@@ -79,34 +79,34 @@ class Engine(ABC):
         `state` stays as it is.
 
         Args:
-            codes: `(t1, v1, t2, v2)`, or `(k, 4)`, one for each configuration, or None to leave the layer exact. A
-                state of one configuration becomes one of k.
+            codes: `(t1, v1, t2, v2)`, or `(k, 4)`, one for each configuration, or None to leave the layer exact: then
+                its products are counted as zero or exact. A state of one configuration becomes one of k.
             tmax: the layer's.
 
         Raises:
             ValueError: invalid codes.
         """
         site, exact, tensors, count = self._site(state), self.codes(state), state.tensors, state.configurations
-        attention, counts = site.name in self.network.attention, None
+        attention = site.name in self.network.attention
+        weights = next((reader.weights for reader in self._readers if reader.tensor == site.name), NO_WEIGHTS)
+        if codes is None:
+            quadruples, tmax = np.zeros((count, len(tap.CODES)), np.int64), 0  # what is no zero is exact
+        else:
+            quadruples = _quadruples(codes, tmax, count)
+        counts = np.zeros((len(quadruples), len(cost.KINDS)), np.int64)
         if codes is None:
             approximated, energy = exact, self._energy(exact) if attention else None
+            if weights.size:
+                self._tally(exact, quadruples, tmax, weights, counts)
         else:
-            for one in codes if np.ndim(codes) == 2 else [codes]:
-                tap.check(one, tmax)
-            quadruples = np.asarray(codes).reshape(-1, len(tap.CODES))
-            if count not in (1, len(quadruples)):
-                raise ValueError(f"{count} configurations are in lockstep, and codes for {len(quadruples)} came")
-            counts = np.zeros((len(quadruples), len(cost.KINDS)), np.int64)
-            weights = next((reader.weights for reader in self._readers if reader.tensor == site.name), NO_WEIGHTS)
             approximated, energy = self._tap(exact, len(exact) // count, quadruples, tmax, weights, counts, attention)
             times, count = len(quadruples) // count, len(quadruples)
             if times > 1:
                 tensors = {name: tensor.repeat(times, *[1] * (tensor.dim() - 1)) for name, tensor in tensors.items()}
         tensors = self._run(state.layer + 1, tensors | {site.name: approximated})
-        if counts is not None:
-            for reader in self._readers:
-                if reader.layer == site.name != reader.tensor:
-                    self._tally(tensors[reader.tensor], quadruples, tmax, reader.weights, counts)
+        for reader in self._readers:
+            if reader.layer == site.name != reader.tensor:
+                self._tally(tensors[reader.tensor], quadruples, tmax, reader.weights, counts)
         return self._state(state.layer + 1, tensors, count, counts, energy)
 
     def forward(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
@@ -202,11 +202,32 @@ class Engine(ABC):
         """Sum over channels of squared codes: `(n, h * w) int64`; each feature's square where there is no space."""
 
 
+def _quadruples(codes: Sequence | np.ndarray, tmax: int, count: int) -> np.ndarray:
+    """Valid codes as `(k, 4)`, for a state of `count` configurations."""
+    for one in codes if np.ndim(codes) == 2 else [codes]:
+        tap.check(one, tmax)
+    quadruples = np.asarray(codes).reshape(-1, len(tap.CODES))
+    if count not in (1, len(quadruples)):
+        raise ValueError(f"{count} configurations are in lockstep, and codes for {len(quadruples)} came")
+    return quadruples
+
+
 def _segments(network: Network) -> list[list[Node]]:
-    """The nodes up to the first site, between each two, and behind the last; the sites themselves left out."""
+    """The nodes up to the first site, between each two, and behind the last; the sites themselves left out.
+
+    Pools and flattening behind a site come right after it, before other sites: there their products are counted.
+    """
     segments: list[list[Node]] = [[]]
+    behind: dict[str, int] = {}  # segments of sites, and of pools behind them
     for node in network.nodes:
-        segments.append([]) if isinstance(node, Site) else segments[-1].append(node)
+        if isinstance(node, Site):
+            segments.append([])
+            behind[node.name] = len(segments) - 1
+        elif isinstance(node, MaxPool | Flatten) and node.inputs[0] in behind:
+            behind[node.name] = behind[node.inputs[0]]
+            segments[behind[node.name]].append(node)
+        else:
+            segments[-1].append(node)
     return segments
 
 

@@ -26,7 +26,7 @@ from approx_env.int8.network import Network, pool_first
 from approx_env.scoring import distill, elementary
 from approx_env.scoring.calibration import Calibration
 
-Configuration = Sequence[Sequence[int]]  # (t1, v1, t2, v2) of every layer, in forward order
+Configuration = Sequence[Sequence[int] | None]  # (t1, v1, t2, v2) of every layer, in forward order; None: exact
 FEW = 16  # images that are prepared together
 CACHE_BYTES = 128 * 2**20  # of the last configuration's states
 
@@ -72,7 +72,7 @@ class Problem:
 class Step:
     """What one layer's codes led to."""
 
-    codes: np.ndarray  # (k, 4)
+    codes: np.ndarray | None  # (k, 4); None where the layer stays exact
     counts: np.ndarray  # (k, 4) int64
     at: list[float] | None  # AT terms of the k configurations, at an attention layer
     states: list[State] | None  # behind the layer, one a chunk of images; None once dropped
@@ -150,7 +150,7 @@ class Evaluator:
         return Evaluation(self, configurations)
 
     def evaluate(self, configuration: Configuration) -> Score:
-        """Scores a whole configuration.
+        """Scores a whole configuration. Where it has None for a layer, that one stays exact.
 
         Raises:
             ValueError: codes missing, too many or invalid; nothing is computed then.
@@ -159,10 +159,11 @@ class Evaluator:
         if len(configuration) != len(tmax):
             raise ValueError(f"a configuration has codes for {len(tmax)} layers, got {len(configuration)}")
         for codes, limit in zip(configuration, tmax, strict=True):
-            tap.check(codes, limit)
+            if codes is not None:
+                tap.check(codes, limit)
         evaluation = self.begin()
         for codes in configuration:
-            evaluation.advance([codes])
+            evaluation.advance(None if codes is None else [codes])
         return evaluation.scores[0]
 
 
@@ -181,8 +182,10 @@ class Evaluation:
         """Index of the next layer."""
         return len(self._steps)
 
-    def advance(self, codes: Sequence[Sequence[int]] | np.ndarray) -> list[float]:
+    def advance(self, codes: Sequence[Sequence[int]] | np.ndarray | None) -> list[float]:
         """Sets the next layer's codes `(k, 4)`, runs on to the layer after it, and returns the k rewards of this step.
+
+        None leaves the layer exact; a configuration must be alone for that.
 
         A reward is minus the weighted AT term at an attention layer; the last step adds accuracy - kd_weight * KD.
         A configuration's rewards, summed in order, are its return, exactly.
@@ -191,16 +194,12 @@ class Evaluation:
             ValueError: invalid codes; nothing changes then.
         """
         owner = self._evaluator
-        codes = np.asarray(codes)
-        if codes.shape[0] != len(self._returns):
-            raise ValueError(f"{len(self._returns)} configurations are in lockstep, and codes for {len(codes)} came")
-        for one in codes:
-            tap.check(one, owner.calibration.tmax[self.layer])
+        codes = self._checked(codes)
         step = self._repeated(codes) or self._computed(codes)
         self._steps.append(step)
         owner.keep(self._steps)
         weight = owner.reward.at_weight
-        rewards = [0.0 - weight * term for term in step.at] if step.at else [0.0] * len(codes)
+        rewards = [0.0 - weight * term for term in step.at] if step.at else [0.0] * len(self._returns)
         if self.layer == len(owner.layers):
             outcomes = self._outcomes()
             accuracy = f"{'soft_' if owner.reward.accuracy == 'soft' else ''}accuracy"
@@ -214,14 +213,25 @@ class Evaluation:
             ]
         return rewards
 
-    def _repeated(self, codes: np.ndarray) -> Step | None:
+    def _checked(self, codes: Sequence[Sequence[int]] | np.ndarray | None) -> np.ndarray | None:
+        """The next layer's codes `(k, 4)`, or None, once they are known to be valid."""
+        if codes is None and len(self._returns) == 1:
+            return None
+        codes = np.asarray(() if codes is None else codes)
+        if len(codes) != len(self._returns):
+            raise ValueError(f"{len(self._returns)} configurations are in lockstep, and codes for {len(codes)} came")
+        for one in codes:
+            tap.check(one, self._evaluator.calibration.tmax[self.layer])
+        return codes
+
+    def _repeated(self, codes: np.ndarray | None) -> Step | None:
         """The step of the configuration before this one, if all codes so far are the same."""
         if self.layer < len(self._known) and np.array_equal(self._known[self.layer].codes, codes):
             return self._known[self.layer]
         self._known = []
         return None
 
-    def _computed(self, codes: np.ndarray) -> Step:
+    def _computed(self, codes: np.ndarray | None) -> Step:
         """Runs from the deepest layer whose states are there."""
         states, begin = list(self._evaluator.starts), 0
         for depth, step in enumerate(self._steps, 1):
@@ -236,7 +246,7 @@ class Evaluation:
         attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_energies
         return Step(codes, counts, self._attention_terms(states) if attention else None, states)
 
-    def _through(self, layer: int, states: list[State], codes: np.ndarray) -> list[State]:
+    def _through(self, layer: int, states: list[State], codes: np.ndarray | None) -> list[State]:
         """Takes every chunk of images through a layer, and out of `states`, so that it can be freed."""
         engine, tmax = self._evaluator.engine, self._evaluator.calibration.tmax[layer]
         passed = []

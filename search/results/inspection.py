@@ -60,7 +60,7 @@ RUN = {
     "layers": MAPPING,
 }
 RENAMED = {"layers": "model", "batch_size": "calib_batch_size"}  # options that older runs name otherwise
-OPTIONAL = {"splits": MAPPING, "versions": MAPPING, "resumed": MAPPINGS}
+OPTIONAL = {"splits": MAPPING, "versions": MAPPING, "resumed": MAPPINGS, "share_of_all_macs": SHARE}
 BEST = {
     "model": TEXT,
     "dataset": TEXT,

@@ -72,6 +72,7 @@ def _best_json(job: Job, row: dict, measured: dict, within: bool, rank: int) -> 
             "acc_student": measured["test"]["student"],
             "acc_drop": measured["test"]["drop_points"],
             **measured,
+            "share_of_all_macs": job.share_of_all_macs,
             "float_teacher": job.teacher.about["float_accuracy"],
         },
     }  # fmt: skip
