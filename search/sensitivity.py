@@ -61,7 +61,7 @@ COLUMNS = pa.schema(
 )
 HEADS = (
     "layer", "feeds, of these / of all multiplications",
-    *(f"{name}, {when}" for when in ("it alone approximated", "it alone exact")
+    *(f"{when}: {name}" for when in ("alone approximated", "alone exact")
       for name in ("drop, points", "KD", "AT", "exact, of these / of all")),
 )  # fmt: skip
 

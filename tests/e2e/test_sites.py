@@ -71,6 +71,7 @@ def test_a_random_search():
     assert run.output.index("| all layers | 100.0% / ") < run.output.index("6 configurations scored")
 
 
+@pytest.mark.slow
 def test_it_goes_on_and_is_reported(tmp_path, capsys):
     run = command.run(COMPACT)
     again = resumed(run, 4, tmp_path)
