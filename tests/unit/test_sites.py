@@ -77,7 +77,7 @@ def test_shares_of_all_multiplications(networks):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["alexnet", pytest.param("vgg16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["alexnet", "vgg16"])
 def test_networks_whose_layers_are_all_that_is_multiplied(model, few):
     network = made(model, few)
     assert with_sites(network, "all").layers == network.layers
