@@ -12,6 +12,7 @@ import numpy as np
 
 from approx_env import data, tap
 from approx_env.engines.vector import convolution
+from approx_env.int8.sites import with_sites
 from approx_env.scoring import calibration
 from approx_env.scoring.evaluator import Configuration, Evaluator, Problem, Reward, Score
 from approx_env.teachers import store
@@ -91,13 +92,20 @@ class TapEnv(gym.Env):
 
     ## Arguments
     `evaluator` is the problem; without one it is that of `model`'s shipped digits teacher and 256 search images, on
-    `engine` ('vector' or 'portable'; by default the fast one that this CPU can run).
+    `engine` ('vector' or 'portable'; by default the fast one that this CPU can run), with `sites` 'standard' or 'all'.
     """
 
     metadata = {"render_modes": []}
 
-    def __init__(self, evaluator: Evaluator | None = None, *, model: str = "squeezenet", engine: str | None = None):
-        self.evaluator = shipped_evaluator(model, engine) if evaluator is None else evaluator
+    def __init__(
+        self,
+        evaluator: Evaluator | None = None,
+        *,
+        model: str = "squeezenet",
+        engine: str | None = None,
+        sites: str = "standard",
+    ):
+        self.evaluator = shipped_evaluator(model, engine, sites) if evaluator is None else evaluator
         self._layers = self.evaluator.calibration.layers
         self.observation_space = gym.spaces.Box(0.0, 1.0, (4,), np.float32)
         self.action_space = CodeSpace(self._layers[0].tmax)
@@ -136,7 +144,7 @@ class TapVectorEnv(gym.vector.VectorEnv):
 
     Args:
         num_envs: configurations in lockstep.
-        evaluator, model, engine: as `TapEnv` takes them.
+        evaluator, model, engine, sites: as `TapEnv` takes them.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
@@ -148,8 +156,9 @@ class TapVectorEnv(gym.vector.VectorEnv):
         *,
         model: str = "squeezenet",
         engine: str | None = None,
+        sites: str = "standard",
     ):
-        alone = TapEnv(evaluator, model=model, engine=engine)
+        alone = TapEnv(evaluator, model=model, engine=engine, sites=sites)
         self.num_envs, self.evaluator = num_envs, alone.evaluator
         self.single_observation_space, self.single_action_space = alone.observation_space, alone.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
@@ -200,25 +209,26 @@ def measured(score: Score) -> dict[str, Any]:
     return {entry.name.rstrip("_"): getattr(score, entry.name) for entry in fields(score)}
 
 
-def shipped_problem(model: str = "squeezenet", engine: str | None = None) -> Problem:
+def shipped_problem(model: str = "squeezenet", engine: str | None = None, sites: str = "standard") -> Problem:
     """`model`'s shipped digits teacher on the whole search split, with default settings.
 
     Args:
         engine: as `engines.build` takes it. By default it is 'vector'; where the CPU cannot run that, 'portable' with
             a note on stderr.
+        sites: which layers are approximated, as `int8.sites` has it.
     """
     if engine is None:
         engine = "vector" if convolution.available() else "portable"
         if engine == "portable":
             print("this CPU has no AVX2: the portable engine scores, slowly (engine='portable')", file=sys.stderr)
     dataset = data.load("digits")
-    network = store.read(store.path_of(model, "digits")).network
+    network = with_sites(store.read(store.path_of(model, "digits")).network, sites)
     images, _ = dataset.load("calibration", CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE)
     batches = np.split(images, CALIBRATION_BATCHES)
     calibrated = calibration.calibrate(network, batches, engine=engine)
     return Problem(network, calibrated, *dataset.load("search"), Reward(), engine)
 
 
-def shipped_evaluator(model: str = "squeezenet", engine: str | None = None) -> Evaluator:
+def shipped_evaluator(model: str = "squeezenet", engine: str | None = None, sites: str = "standard") -> Evaluator:
     """The evaluator of `shipped_problem`."""
-    return Evaluator(shipped_problem(model, engine))
+    return Evaluator(shipped_problem(model, engine, sites))

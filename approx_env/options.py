@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import MISSING, field, fields
 from typing import Any, TypeVar
 
@@ -85,10 +85,12 @@ def parse(
     description: str,
     argv: list[str] | None,
     contradictions: Contradictions | None = None,
+    only: Collection[str] | None = None,
 ) -> Table:
     """Reads the command line into a `table`.
 
     Args:
+        only: names of the fields that may be given; the others have their defaults.
         contradictions: gives what cannot hold together, from the values and the names of those that were given: the
             options involved, and the sentence that says so.
 
@@ -96,17 +98,19 @@ def parse(
         InputError: with every problem there is.
     """
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    for entry in fields(table):
+    entries = [entry for entry in fields(table) if only is None or entry.name in only]
+    for entry in entries:
         rules = entry.metadata
         text = rules["help"]
         if entry.default not in (None, MISSING):
-            text += f" (default {_shown(entry.default)})"
+            text += f" (default {shown(entry.default)})"
         metavar = rules["metavar"] or "{" + ",".join(rules["choices"]) + "}"
-        parser.add_argument(flag(entry.name), metavar=metavar, help=text.replace("%", "%%"))
+        alone = {"nargs": "?", "const": "on"} if entry.default is False else {}  # the flag alone switches it on
+        parser.add_argument(flag(entry.name), metavar=metavar, help=text.replace("%", "%%"), **alone)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
     problems: dict[str, str] = {}
     values = {}
-    for entry in fields(table):
+    for entry in entries:
         if entry.name in given:
             value, problem = _convert(entry, given[entry.name])
             if problem:
@@ -121,7 +125,8 @@ def parse(
     return made
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a command line has it."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

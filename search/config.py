@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 from approx_env import data, options
 from approx_env.engines import build as engines
 from approx_env.int8 import energy
-from approx_env.options import integer, number, option
+from approx_env.int8.sites import CHOICES as SITES
+from approx_env.options import integer, number, option, switch
 from approx_env.teachers import models
 from search import algorithms
 from search.algorithms import ppo
@@ -62,6 +63,7 @@ class Settings:
     dataset: str = option("digits", "images to calibrate, search and test on", choices=data.DATASETS)
     data_dir: str | None = option(None, "folder of cifar10 (default data) or imagefolder", metavar="DIR")
     teacher: str | None = option(None, ".int8.json that approx_env.training wrote (default: shipped)", metavar="FILE")
+    sites: str = option("standard", "what is approximated: the usual layers, or all that is multiplied", choices=SITES)
     algorithm: str = option("ppo", "how to search", choices=ALGORITHMS)
     episodes: int | None = integer(None, "configurations to score in each search (default 320; quintile: 1)", 1)
     seeds: tuple[int, ...] = option(
@@ -98,6 +100,7 @@ class Settings:
     tmax_offset: int = integer(10, "codes added to it", -255, high=255)
     max_acc_drop: float = number(2.0, "highest validation accuracy drop to choose from, points", low=0, high=100)
     top: int = integer(30, "best configurations to keep and validate", 1)
+    sensitivity: bool = switch(False, "measure first what each layer alone costs, as search.sensitivity does")
     num_env_runners: int | None = integer(
         None,
         "processes that score, a core each; 0: in the search's own (default: one a core; at most 8 on one machine)",
@@ -148,16 +151,28 @@ class Settings:
         return float(self.device != "cpu") if self.gpus_per_runner is None else self.gpus_per_runner
 
 
-def parse(argv: list[str] | None = None) -> Settings:
+def parse(
+    argv: list[str] | None = None,
+    command: str = "search.run",
+    description: str = "Searches TAP codes for an INT8 CNN.",
+    only: Collection[str] | None = None,
+) -> Settings:
     """Reads the command line.
+
+    Args:
+        only: names of the settings that the command takes.
 
     Raises:
         InputError: with every problem there is.
     """
-    description = "Searches TAP codes for an INT8 CNN."
     given = sys.argv[1:] if argv is None else argv
     argv = [re.sub(r"^--layers(?==|$)", "--model", part) for part in given]
-    return options.parse(Settings, "python -m search.run", description, argv, _contradictions)
+
+    def contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
+        found = _contradictions(settings, given)
+        return (each for each in found if only is None or each[0] <= set(only))
+
+    return options.parse(Settings, f"python -m {command}", description, argv, contradictions, only)
 
 
 # What may be given with --resume: where things are, and what has no influence on what is found.

@@ -17,8 +17,9 @@ import numpy as np
 
 from approx_env import data, options
 from approx_env.errors import InputError
-from approx_env.int8 import energy
-from approx_env.int8.network import Network
+from approx_env.int8 import cost, energy
+from approx_env.int8.network import Network, pool_first
+from approx_env.int8.sites import with_sites
 from approx_env.scoring import calibration
 from approx_env.scoring.evaluator import Problem, Reward
 from approx_env.teachers import store as teachers
@@ -45,25 +46,34 @@ class Job:
     earlier: dict[str, Any] | None = None  # run.json of a run that goes on
     finished: bool = False  # whether there is nothing left to do
 
+    @property
+    def share_of_all_macs(self) -> float:
+        """Share of the network's multiply-accumulates, in [0, 1], that read approximated codes; padding left out."""
+        moved = pool_first(self.problem.network)
+        return cost.covered(moved, cost.readers(moved))
 
-def prepare(settings: Settings) -> Job:
+
+def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", "test")) -> Job:
     """Reads dataset and teacher and calibrates; writes nothing.
+
+    Args:
+        held_out_splits: which are read besides calibration and search images.
 
     Raises:
         InputError: with every problem found.
     """
-    name = settings.resume or settings.run_name or _default_name(settings)
+    name = settings.resume or settings.run_name or default_name(settings, settings.algorithm)
     folder, earlier = Folder(settings.results) / name, None
     if settings.resume:
         earlier, settings = _go_on(folder, settings)
         name = earlier["run"]  # the folder may have been renamed
-    cost = energy.read(settings.cost)
+    table = energy.read(settings.cost)
     dataset = data.load(settings.dataset, settings.data_dir)
     chosen = teachers.read(settings.teacher or teachers.path_of(settings.model, dataset.name))
     dataset = dataset.sized(chosen.network.input_shape[1])
     settings = _fill_in(settings, dataset)
     problems = _mismatches(settings, dataset, chosen)
-    if not earlier and _is_there(folder):
+    if not earlier and is_there(folder):
         problems.append(f"{folder} exists: choose another --run-name, go on with it by --resume, or remove it")
     if folder.local:
         above = next(parent for parent in Path(folder.path).parents if parent.exists())
@@ -71,18 +81,17 @@ def prepare(settings: Settings) -> Job:
             problems.append(f"--results {settings.results} cannot be written below {above}: choose another folder")
     if problems:
         raise InputError(problems)
-    calibrated = _calibrated(settings, dataset, chosen.network)
+    network = with_sites(chosen.network, settings.sites)
+    calibrated = _calibrated(settings, dataset, network)
     reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
     sizes = settings.rungs or (settings.search_images,)
     images, labels = dataset.load("search", sizes[-1])
     rungs = tuple(
-        Problem(
-            chosen.network, calibrated, images[:size], labels[:size], reward, settings.engine, settings.device, cost
-        )
+        Problem(network, calibrated, images[:size], labels[:size], reward, settings.engine, settings.device, table)
         for size in sizes
     )
     held_out = {}
-    for split in ("validation", "test"):  # read now, so that a broken image ends the run before it begins
+    for split in held_out_splits:  # read now, so that a broken image ends the run before it begins
         pixels, labels = dataset.load(split)
         held_out[split] = replace(rungs[0], images=pixels, labels=labels)
     finished = earlier is not None and _finished(folder, earlier)
@@ -138,7 +147,7 @@ def _parsed(arguments: dict[str, Any]) -> dict[str, Any]:
         value = arguments.get(entry.name, entry.default)  # a run from before there was this option
         value = tuple(value) if isinstance(value, list) else value
         if entry.name not in left_out and repr(value) != repr(entry.default):
-            texts += [options.flag(entry.name), ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+            texts += [options.flag(entry.name), options.shown(value)]
             checked.append(entry.name)
     parsed = config.parse(texts)
     return {name: value for name, value in arguments.items() if name != "run_name"} | {
@@ -162,9 +171,14 @@ def _finished(folder: Folder, about: dict[str, Any]) -> bool:
     return True
 
 
-def _is_there(folder: Folder) -> bool:
+def is_there(folder: Folder, name: str = "") -> bool:
+    """Whether the folder, or the file `name` in it, is there.
+
+    Raises:
+        InputError: that cannot be found out.
+    """
     try:
-        return folder.exists()
+        return folder.exists(name)
     except OSError as error:
         raise InputError(f"--results: {folder} cannot be read ({error}): choose another folder") from error
 
@@ -178,8 +192,9 @@ def _changed(now: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
     return changed + ["teacher"] * (digests[0] != digests[1])
 
 
-def _default_name(settings: Settings) -> str:
-    return f"{settings.model}-{settings.dataset}-{settings.algorithm}-{_now():%Y%m%d-%H%M%S}"
+def default_name(settings: Settings, what: str) -> str:
+    """A name for a run's folder that says `what` is done."""
+    return f"{settings.model}-{settings.dataset}-{what}-{_now():%Y%m%d-%H%M%S}"
 
 
 def _fill_in(settings: Settings, dataset: data.Dataset) -> Settings:
@@ -276,6 +291,7 @@ def describe(job: Job) -> dict[str, Any]:
         "split_seed": data.SPLIT_SEED,
         "splits": {split: job.dataset.size(split) for split in data.SPLITS},
         "teacher": job.teacher.about,
+        "share_of_all_macs": job.share_of_all_macs,
         "layers": {
             layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in job.problem.calibration.layers
         },

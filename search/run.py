@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -17,10 +17,8 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from approx_env.int8 import cost
-from approx_env.int8.network import pool_first
-from search import config
-from search.job import Job, claim, differences, note_on_images, prepare
+from search import config, sensitivity
+from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.results import lease, store
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
@@ -38,10 +36,9 @@ def announce(job: Job) -> None:
         print(f"note: it was trained on {about['dataset']}, and the search runs on {job.dataset.name}")
     if note := note_on_images(job):
         print(f"note: {note}")
-    print(f"{network.model}: {len(network.layers)} layers{mixed}, attention on {', '.join(network.attention)}")
+    print(f"{network.model}: {len(network.layers)} layers{mixed}, which feed {job.share_of_all_macs:.1%} of all "
+          f"multiplications, attention on {', '.join(network.attention)}")  # fmt: skip
     print(job.problem.calibration.table())
-    moved = pool_first(network)
-    print(f"these layers feed {cost.covered(moved, cost.readers(moved)):.2%} of the network's multiplications")
     print(f"{settings.algorithm}: {settings.budget} episodes for each of seeds {settings.seeds} on "
           f"{images} search images", flush=True)  # fmt: skip
     if job.earlier:
@@ -50,8 +47,8 @@ def announce(job: Job) -> None:
             print(f"note: {difference} when the run was begun; its results may differ from an uninterrupted run's")
 
 
-def search(job: Job) -> None:
-    """Runs the searches on Ray, then selects and writes the results."""
+def search(job: Job, more: Mapping[str, bytes]) -> None:
+    """Runs the searches on Ray, then selects and writes the results, and files that hold `more`."""
     import ray
 
     from search.results import sink
@@ -70,6 +67,8 @@ def search(job: Job) -> None:
                 raise InputError(f"another driver has taken {job.folder} over: leave it to that one")
             handle = sink.start(job.folder, info, problem, settings.top, owner)
             try:
+                if more:
+                    trials.patiently(handle, handle.write.remote(more))
                 trials.run(job, scratch, handle)
                 promotion.run(job, handle)
             except BaseException:
@@ -143,6 +142,15 @@ def _tell_count(handle, job: Job) -> None:
     print(f"{count} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
 
 
+def _measured_before(job: Job) -> dict[str, bytes]:
+    """What is measured and told before the search starts: files by name."""
+    if not job.settings.sensitivity or (job.earlier and is_there(job.folder, sensitivity.FILE)):
+        return {}
+    rows = sensitivity.measure(job.problem)
+    print(f"\n{sensitivity.table(rows)}\n", flush=True)
+    return {sensitivity.FILE: sensitivity.parquet(job, rows)}
+
+
 def _run(argv: list[str] | None) -> None:
     processes.prepare()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -152,7 +160,7 @@ def _run(argv: list[str] | None) -> None:
         print(f"{job.folder} is finished: its results are in best.json")
         return
     announce(job)
-    search(job)
+    search(job, _measured_before(job))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -86,7 +86,8 @@ class Engine(ABC):
 
         Args:
             codes: `(t1, v1, t2, v2)`, or `(k, 4)`, one for each configuration. A state of one configuration becomes
-                one of k. Or a table for all configurations, or None to leave the layer exact.
+                one of k. Or a table for all configurations, or None to leave the layer exact: then its products are
+                counted as zero or exact.
             tmax: the layer's; of a table nobody asks for it.
 
         Raises:
@@ -95,11 +96,7 @@ class Engine(ABC):
         if codes is None or isinstance(codes, Lookup):
             return self._advance_by_table(state, codes)
         site, exact, tensors, count = self._site(state), self.codes(state), state.tensors, state.configurations
-        for one in codes if np.ndim(codes) == 2 else [codes]:
-            tap.check(one, tmax)
-        quadruples = np.asarray(codes).reshape(-1, len(tap.CODES))
-        if count not in (1, len(quadruples)):
-            raise ValueError(f"{count} configurations are in lockstep, and codes for {len(quadruples)} came")
+        quadruples = _quadruples(codes, tmax, count)
         counts = np.zeros((len(quadruples), len(cost.KINDS)), np.int64)
         weights = next((reader.weights for reader in self._readers if reader.tensor == site.name), NO_WEIGHTS)
         attention = site.name in self.network.attention
@@ -231,11 +228,32 @@ class Engine(ABC):
         """Sum over channels of squared codes: `(n, h * w) int64`; each feature's square where there is no space."""
 
 
+def _quadruples(codes: Sequence | np.ndarray, tmax: int, count: int) -> np.ndarray:
+    """Valid codes as `(k, 4)`, for a state of `count` configurations."""
+    for one in codes if np.ndim(codes) == 2 else [codes]:
+        tap.check(one, tmax)
+    quadruples = np.asarray(codes).reshape(-1, len(tap.CODES))
+    if count not in (1, len(quadruples)):
+        raise ValueError(f"{count} configurations are in lockstep, and codes for {len(quadruples)} came")
+    return quadruples
+
+
 def _segments(network: Network) -> list[list[Node]]:
-    """The nodes up to the first site, between each two, and behind the last; the sites themselves left out."""
+    """The nodes up to the first site, between each two, and behind the last; the sites themselves left out.
+
+    Pools and flattening behind a site come right after it, before other sites: there their products are counted.
+    """
     segments: list[list[Node]] = [[]]
+    behind: dict[str, int] = {}  # segments of sites, and of pools behind them
     for node in network.nodes:
-        segments.append([]) if isinstance(node, Site) else segments[-1].append(node)
+        if isinstance(node, Site):
+            segments.append([])
+            behind[node.name] = len(segments) - 1
+        elif isinstance(node, MaxPool | Flatten) and node.inputs[0] in behind:
+            behind[node.name] = behind[node.inputs[0]]
+            segments[behind[node.name]].append(node)
+        else:
+            segments[-1].append(node)
     return segments
 
 

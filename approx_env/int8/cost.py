@@ -47,12 +47,23 @@ def readers(network: Network) -> list[Reader]:
     return found
 
 
+def fed(network: Network, reader_list: list[Reader]) -> dict[str, int]:
+    """How many multiply-accumulates an image read each approximated layer's codes; padding left out."""
+    reads = dict.fromkeys(network.layers, 0)
+    for reader in reader_list:
+        reads[reader.layer] += int(reader.weights.sum()) * network.shapes[reader.tensor][0]
+    return reads
+
+
+def total(network: Network) -> int:
+    """All multiply-accumulates an image; padding left out."""
+    weighted = [node for node in network.nodes if isinstance(node, Weighted)]
+    return sum(int(_uses(network, node).sum()) * network.shapes[node.inputs[0]][0] for node in weighted)
+
+
 def covered(network: Network, reader_list: list[Reader]) -> float:
     """Share of the network's multiply-accumulates, in [0, 1], that read approximated activations; padding left out."""
-    reads = sum(int(r.weights.sum()) * network.shapes[r.tensor][0] for r in reader_list)
-    weighted = [node for node in network.nodes if isinstance(node, Weighted)]
-    everything = sum(int(_uses(network, node).sum()) * network.shapes[node.inputs[0]][0] for node in weighted)
-    return reads / everything
+    return sum(fed(network, reader_list).values()) / total(network)
 
 
 def _uses(network: Network, node: Convolution | Linear) -> np.ndarray:

@@ -28,7 +28,7 @@ from approx_env.lookup import Lookup
 from approx_env.scoring import distill, elementary
 from approx_env.scoring.calibration import Calibration
 
-Configuration = Sequence[Sequence[int]]  # (t1, v1, t2, v2) of every layer, in forward order
+Configuration = Sequence[Sequence[int] | None]  # (t1, v1, t2, v2) of every layer, in forward order; None: exact
 Tables = Sequence[Lookup]  # of every layer, in forward order: what a baseline does
 FEW = 16  # images that are prepared together
 CACHE_BYTES = 128 * 2**20  # of the last configuration's states
@@ -82,7 +82,7 @@ class Problem:
 class Step:
     """What one layer's codes led to."""
 
-    codes: np.ndarray | Lookup  # (k, 4), or the table of a baseline
+    codes: np.ndarray | Lookup | None  # (k, 4), or the table of a baseline; None where the layer stays exact
     counts: np.ndarray  # (k, 4) int64
     at: list[float] | None  # AT terms of the k configurations, at an attention layer
     states: list[State] | None  # behind the layer, one a chunk of images; None once dropped
@@ -162,7 +162,7 @@ class Evaluator:
         return Evaluation(self, configurations)
 
     def evaluate(self, configuration: Configuration | Tables) -> Score:
-        """Scores a whole configuration, or a baseline by its tables.
+        """Scores a whole configuration, or a baseline by its tables. Where it has None for a layer, that stays exact.
 
         Raises:
             ValueError: codes missing, too many or invalid; nothing is computed then.
@@ -171,11 +171,11 @@ class Evaluator:
         if len(configuration) != len(tmax):
             raise ValueError(f"a configuration has codes for {len(tmax)} layers, got {len(configuration)}")
         for codes, limit in zip(configuration, tmax, strict=True):
-            if not isinstance(codes, Lookup):
+            if not _alone(codes):
                 tap.check(codes, limit)
         evaluation = self.begin()
         for codes in configuration:
-            evaluation.advance(codes if isinstance(codes, Lookup) else [codes])
+            evaluation.advance(codes if _alone(codes) else [codes])
         return evaluation.scores[0]
 
 
@@ -194,10 +194,10 @@ class Evaluation:
         """Index of the next layer."""
         return len(self._steps)
 
-    def advance(self, codes: Sequence[Sequence[int]] | np.ndarray | Lookup) -> list[float]:
+    def advance(self, codes: Sequence[Sequence[int]] | np.ndarray | Lookup | None) -> list[float]:
         """Sets the next layer's codes `(k, 4)`, runs on to the layer after it, and returns the k rewards of this step.
 
-        A baseline, which does not go in lockstep, gives its table instead of codes.
+        A baseline gives its table instead of codes, and None leaves the layer exact: neither goes in lockstep.
 
         A reward is minus the weighted AT term at an attention layer; the last step adds accuracy - kd_weight * KD.
         A configuration's rewards, summed in order, are its return, exactly.
@@ -224,25 +224,26 @@ class Evaluation:
             ]
         return rewards
 
-    def _checked(self, codes: Sequence[Sequence[int]] | np.ndarray | Lookup) -> np.ndarray | Lookup:
-        count = 1 if isinstance(codes, Lookup) else len(codes)
+    def _checked(self, codes: Sequence[Sequence[int]] | np.ndarray | Lookup | None) -> np.ndarray | Lookup | None:
+        """What comes next, once it is known to be valid."""
+        count = 1 if _alone(codes) else len(codes)
         if count != len(self._returns):
             raise ValueError(f"{len(self._returns)} configurations are in lockstep, and codes for {count} came")
-        if isinstance(codes, Lookup):
+        if _alone(codes):
             return codes
         codes = np.asarray(codes)
         for one in codes:
             tap.check(one, self._evaluator.calibration.tmax[self.layer])
         return codes
 
-    def _repeated(self, codes: np.ndarray | Lookup) -> Step | None:
+    def _repeated(self, codes: np.ndarray | Lookup | None) -> Step | None:
         """The step of the configuration before this one, if all codes so far are the same; a table is only itself."""
         if self.layer < len(self._known) and np.array_equal(self._known[self.layer].codes, codes):
             return self._known[self.layer]
         self._known = []
         return None
 
-    def _computed(self, codes: np.ndarray | Lookup) -> Step:
+    def _computed(self, codes: np.ndarray | Lookup | None) -> Step:
         """Runs from the deepest layer whose states are there."""
         states, begin = list(self._evaluator.starts), 0
         for depth, step in enumerate(self._steps, 1):
@@ -257,7 +258,7 @@ class Evaluation:
         attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_energies
         return Step(codes, counts, self._attention_terms(states) if attention else None, states)
 
-    def _through(self, layer: int, states: list[State], codes: np.ndarray | Lookup) -> list[State]:
+    def _through(self, layer: int, states: list[State], codes: np.ndarray | Lookup | None) -> list[State]:
         """Takes every chunk of images through a layer, and out of `states`, so that it can be freed."""
         engine, tmax = self._evaluator.engine, self._evaluator.calibration.tmax[layer]
         passed = []
@@ -303,3 +304,8 @@ class Evaluation:
             "relative_energy_sites": owner.energy.relative(shares),
             "relative_energy": owner.energy.relative(cost.of_all(shares, owner.covered)),
         }
+
+
+def _alone(codes: Sequence | np.ndarray | Lookup | None) -> bool:
+    """Whether this is a table, or None for an exact layer, which a configuration has only outside of lockstep."""
+    return codes is None or isinstance(codes, Lookup)

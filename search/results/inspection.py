@@ -61,7 +61,13 @@ RUN = {
 }
 RENAMED = {"layers": "model", "batch_size": "calib_batch_size"}  # options that older runs name otherwise
 COST = {"name": TEXT, "source": TEXT, "scope": TEXT, "zero_pj": NUMBER, "shared_pj": NUMBER, "exact_pj": NUMBER}
-OPTIONAL = {"cost": COST, "splits": MAPPING, "versions": MAPPING, "resumed": MAPPINGS}
+OPTIONAL = {
+    "cost": COST,
+    "splits": MAPPING,
+    "versions": MAPPING,
+    "resumed": MAPPINGS,
+    "share_of_all_macs": SHARE,
+}
 BEST = {
     "model": TEXT,
     "dataset": TEXT,

@@ -35,7 +35,7 @@ def row(place: str | os.PathLike) -> tuple[str, ...]:
     scored = scored[scored["search_images"] == scored["search_images"].max()]  # returns on fewer images are others
     best_returns = scored.groupby("seed")["return"].max()
     return (
-        best["model"],
+        best["model"] + (", all sites" if arguments.get("sites") == "all" else ""),
         f"{metrics['float_teacher']['test']:.1%} / {metrics['acc_teacher']:.1%}",
         arguments["algorithm"],
         f"{arguments['episodes']} x {seeds}",

@@ -94,6 +94,7 @@ def _best_json(job: Job, row: dict, teachers: dict, compared: list[dict], within
             "acc_student": measures["test"]["student"],
             "acc_drop": measures["test"]["drop_points"],
             **measures,
+            "share_of_all_macs": job.share_of_all_macs,
             "float_teacher": job.teacher.about["float_accuracy"],
             "cost": {"table": chosen["energy_table"], "scope": SCOPE}
             | {name: value for name, value in chosen.items() if name.startswith(("mac_", "relative_"))},

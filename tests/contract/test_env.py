@@ -55,6 +55,26 @@ def random_configuration(env: TapEnv, seed: int):
 # -- Gymnasium
 
 
+def test_an_environment_with_all_sites():
+    """A step for every layer, in both environments, and the evaluator's score."""
+    made = gym.make("TAP-v0", model="squeezenet_compact", sites="all").unwrapped
+    evaluator = made.evaluator
+    assert evaluator.layers == ("conv1", *(f"fire{k}{part}" for k in range(2, 6) for part in ("_squeeze", "")))
+    check_env(made, skip_render_check=True)
+    configurations = [random_configuration(made, seed) for seed in (0, 1)]
+    vector = gym.make_vec("TAP-v0", num_envs=2, evaluator=evaluator, vectorization_mode="vector_entry_point")
+    vector.reset()
+    together = [vector.step(np.array(codes))[1] for codes in zip(*configurations, strict=True)]
+    for k, configuration in enumerate(configurations):
+        rewards, observations, infos = play(made, configuration)
+        score = evaluator.evaluate(configuration)
+        assert total(rewards) == infos[-1]["return"] == score.return_
+        assert rewards == [step[k] for step in together]
+        assert infos[-1]["layer_shares"].shape == (9, 4)
+        depths = [observation[0] for observation in observations[:-1]]
+        assert depths == [np.float32(place / 8) for place in range(9)]
+
+
 @pytest.mark.filterwarnings("ignore:.*different from the unwrapped version")
 def test_gymnasium_check_env(evaluator):
     made = gym.make("TAP-v0", evaluator=evaluator)

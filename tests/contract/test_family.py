@@ -16,6 +16,7 @@ from approx_env.env import TapEnv
 from approx_env.int8 import quantize
 from approx_env.int8.network import Network, pool_first
 from approx_env.int8.nodes import Addition
+from approx_env.int8.sites import with_sites
 from approx_env.scoring import calibration
 from approx_env.scoring.evaluator import Evaluator, Problem, Reward, Score
 from approx_env.teachers import models, store
@@ -68,6 +69,14 @@ def problem(network, few_digits) -> Problem:
     return Problem(network, calibrated, *sized.load("search", 4), Reward())
 
 
+@pytest.fixture(scope="module")
+def everywhere(network, few_digits) -> Problem:
+    """The same with all sites."""
+    chosen, sized = with_sites(network, "all"), few_digits.sized(network.input_shape[1])
+    calibrated = calibration.calibrate(chosen, [sized.load("calibration")[0]])
+    return Problem(chosen, calibrated, *sized.load("search", 4), Reward())
+
+
 def test_layers_follow_from_the_model(name, network):
     module = models.build(name, 10)
     assert network.layers == tuple(module.layers)
@@ -78,15 +87,27 @@ def test_layers_follow_from_the_model(name, network):
     assert additions == {"squeezenet_simple_bypass": 4, "squeezenet_complex_bypass": 8}.get(name, 0)
 
 
+def by_layer(problem: Problem) -> dict:
+    """The quintile configuration, as the reference takes it."""
+    configured = zip(problem.calibration.quintile, problem.calibration.tmax, strict=True)
+    return dict(zip(problem.network.layers, configured, strict=True))
+
+
 @pytest.mark.parametrize("engine", twins.ENGINES)
 def test_engines_give_the_integers_of_the_reference(network, problem, engine):
-    images = problem.images[:2]
-    configured = zip(problem.calibration.quintile, problem.calibration.tmax, strict=True)
-    for configuration in ({}, dict(zip(network.layers, configured, strict=True))):
-        twins.check_every_node(network, images, configuration, twins.ENGINES[engine])
+    for configuration in ({}, by_layer(problem)):
+        twins.check_every_node(network, problem.images[:2], configuration, twins.ENGINES[engine])
 
 
-def test_engines_score_alike(problem):
+@pytest.mark.parametrize("engine", twins.ENGINES)
+def test_engines_give_the_integers_of_the_reference_with_all_sites(everywhere, engine):
+    for network in (everywhere.network, pool_first(everywhere.network)):
+        twins.check_every_node(network, everywhere.images[:2], by_layer(everywhere), twins.ENGINES[engine])
+
+
+@pytest.mark.parametrize("sites", ["standard", "all"])
+def test_engines_score_alike(problem, everywhere, sites):
+    problem = everywhere if sites == "all" else problem
     fast, other = (Evaluator(replace(problem, engine=name)) for name in engines.ENGINES)
     assert torch.equal(fast.teacher_logits, other.teacher_logits)
     one, same = (evaluator.evaluate(problem.calibration.quintile) for evaluator in (fast, other))

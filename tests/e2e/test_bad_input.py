@@ -18,7 +18,7 @@ from PIL import Image
 from approx_env.teachers import catalogue, store
 from approx_env.teachers.training import program
 from cluster import check
-from search import architecture, run
+from search import architecture, run, sensitivity
 from search.results import report
 
 TEACHER = store.path_of("squeezenet", "digits")
@@ -371,7 +371,8 @@ def test_training_explains_a_failed_download(train, tmp_path, no_download):
 
 LONG = str(2**63)
 NO_TEXT = "\udcff\udcfe"  # what bytes become that are no UTF-8
-TEXTS = ("--data-dir", "--teacher", "--address", "--results", "--resume", "--run-name", "--model", "--dataset")
+TEXTS = ("--data-dir", "--teacher", "--sites", "--address", "--results", "--resume", "--run-name", "--model",
+         "--dataset")  # fmt: skip
 NUMBERS = ("--episodes", "--search-images", "--calib-batches", "--calib-batch-size", "--iteration-episodes", "--top",
            "--num-env-runners", "--envs-per-runner")  # fmt: skip
 SEARCH = [
@@ -398,6 +399,11 @@ SEARCH = [
         for device in ("meta", "cpu:0", "gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA", "vulkan", "cuda:1000")
     ),
     (("--device", "cuda"), ["--engine portable"]),
+    # Sites.
+    *((("--sites", sites), ["--sites", "standard or all"]) for sites in ("none", "ALL", "standard,all", "9")),
+    *((("--sensitivity", value), ["--sensitivity"]) for value in ("", "yes", "1")),
+    (("--resume", "none", "--sites", "all"), ["--sites"]),
+    (("--resume", "none", "--sensitivity"), ["--sensitivity"]),
     # Clusters.
     *((("--address", address), ["--address", address]) for address in ("here", "host", "host:", ":1", "host:123456")),
     (("--address", "127.0.0.1:1"), ["--address 127.0.0.1:1", "no Ray cluster"]),
@@ -445,6 +451,25 @@ OTHERS = {
         (["--results", ""], ["--results"]),
         (["--address", "here"], ["--address"]),
         (["--layers", "squeezenet"], ["--layers"]),
+    ],
+    sensitivity: [
+        (["--sites", "none"], ["--sites", "standard or all"]),
+        (["--model", "resnet"], ["--model"]),
+        (["--layers", ""], ["--model"]),
+        (["--teacher", "none.json"], ["--teacher", "none.json"]),
+        (["--teacher", NO_TEXT], ["--teacher"]),
+        (["--dataset", "imagefolder"], ["--data-dir"]),
+        (["--data-dir", "x"], ["--data-dir"]),
+        (["--search-images", "0"], ["--search-images"]),
+        (["--search-images", "257"], ["--search-images 257", "256"]),
+        (["--calib-batches", "17"], ["--calib-batches 17"]),
+        (["--device", "cuda"], ["--engine portable"]),
+        (["--results", "gs://bucket"], ["--results"]),
+        (["--results", "/dev/null"], ["--results", "/dev/null"]),
+        (["--run-name", "a/b"], ["--run-name"]),
+        (["--episodes", "3"], ["--episodes"]),
+        (["--resume", "r"], ["--resume"]),
+        (["--sensitivity"], ["--sensitivity"]),
     ],
     program: [
         (["--output", ""], ["--output"]),

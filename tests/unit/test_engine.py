@@ -9,8 +9,9 @@ from approx_env.engines.vector import convolution
 from approx_env.engines.vector import engine as vector
 from approx_env.engines.vector.engine import VectorEngine
 from approx_env.errors import InputError
+from approx_env.int8 import cost
 from approx_env.int8.network import Network, pool_first
-from approx_env.int8.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, Site
+from approx_env.int8.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, MaxPool, Site
 from tests import twins
 
 # Pixels of two channels; p = pixel - 128 is [[10, -4], [0, 100]] and [[2, 8], [-20, 50]].
@@ -201,3 +202,32 @@ def test_rows_are_views_of_channels_last_memory():
     assert view[0, 5].tolist() == [5, 17]
     assert view.ctypes.data == codes.data_ptr()
     assert vector.rows(torch.zeros((3, 5), dtype=torch.uint8)).shape == (3, 1, 5)
+
+
+@pytest.mark.parametrize("engine", twins.ENGINES)
+def test_products_behind_a_pool_are_counted_where_another_layer_comes_in_between(engine):
+    nodes = (
+        conv("a", "input", 3, 4), Site("s", ("a",)), conv("b", "input", 3, 4, 1), Site("t", ("b",)),
+        MaxPool("p", ("s",), 2, 2, False), MaxPool("q", ("t",), 2, 2, False), Concatenation("j", ("p", "q")),
+        conv("c", "p", 4, 5, 2), conv("d", "q", 4, 6, 3), *classifier("j", 8),
+    )  # fmt: skip
+    network = Network("pools", ("no", "yes"), (3, 8, 8), 1 / 64, 128, nodes, ())
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), np.uint8)
+    codes = (3, 20, 50, 90), 120
+    twins.check_every_node(network, images, dict.fromkeys("st", codes), twins.ENGINES[engine])
+    runner, expected = twins.ENGINES[engine](network, cost.readers(network)), {}
+    outputs = reference.forward(network, images, dict.fromkeys("st", codes))
+    for layer, pool, count in (("s", "p", 5), ("t", "q", 6)):
+        expected[layer] = reference.tally(outputs[pool], (0, 20, 120), np.full((4, 4), count))
+    state = runner.start(images)
+    for layer in "st":
+        state = runner.advance(state, *codes)
+        assert state.counts[0].tolist() == expected[layer].tolist()
+
+
+@pytest.mark.parametrize("engine", twins.ENGINES)
+def test_products_of_an_exact_layer_are_zero_or_exact(by_hand, engine):
+    """The pool gives 27 and 86 of one image, 2 and 0 of the other; two products read each code."""
+    images = np.concatenate([IMAGES, np.full_like(IMAGES, 128)])
+    runner = twins.ENGINES[engine](by_hand, cost.readers(by_hand))
+    assert runner.advance(runner.start(images), None).counts.tolist() == [[2, 0, 0, 6]]

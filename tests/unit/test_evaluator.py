@@ -48,7 +48,7 @@ def by_hand(problem: Problem, configuration) -> dict[str, float]:
         return e / e.sum(1, keepdims=True)
 
     layers = problem.calibration.layers
-    student, maps = run({layer.name: (c, layer.tmax) for layer, c in zip(layers, configuration, strict=True)})
+    student, maps = run({layer.name: (c, layer.tmax) for layer, c in zip(layers, configuration, strict=True) if c})
     teacher, teacher_maps = run(None)
     temperature, every = problem.reward.kd_temperature, np.arange(len(student))
     p, q = softmax(teacher / temperature), softmax(student / temperature)
@@ -327,3 +327,35 @@ def test_shipped_evaluator():
     assert shipped.teacher_accuracy > 0.95
     histogram = shipped.calibration.layers[0].histogram
     assert histogram.sum() == 16 * 32 * 64 * 16 * 16
+
+
+# -- layers that stay exact
+
+
+@pytest.mark.parametrize("exact", [(0,), (1,), (2,), (0, 1), (0, 2)])
+def test_a_layer_without_codes_stays_exact(problem, exact):
+    configuration = [None if k in exact else codes for k, codes in enumerate(problem.calibration.quintile)]
+    score, expected = Evaluator(problem).evaluate(configuration), by_hand(problem, configuration)
+    for name, value in expected.items():
+        assert getattr(score, name) == pytest.approx(value, rel=1e-9, abs=1e-12), name
+    assert [layer[1] + layer[2] == 0 for layer in score.layer_shares] == [k in exact for k in range(3)]
+    np.testing.assert_allclose(score.layer_shares.sum(1), 1)
+
+
+def test_without_any_codes_it_is_the_teacher(evaluator):
+    score = evaluator.evaluate([None] * len(evaluator.layers))
+    assert (score.accuracy, score.drop_points, score.kd, score.at) == (evaluator.teacher_accuracy, 0, 0, 0)
+    assert 0 < score.shares[0] < 1 and score.shares[1:3].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 10**9])
+def test_exact_layers_are_told_from_others_by_what_is_kept(problem, cache_bytes):
+    cached, quintile = Evaluator(problem, cache_bytes), problem.calibration.quintile
+    for kept in ((), (0,), (0, 1), (1,), (0, 1, 2), (1, 2), (2,), (2,)):
+        configuration = [codes if k in kept else None for k, codes in enumerate(quintile)]
+        assert same(cached.evaluate(configuration), Evaluator(problem).evaluate(configuration))
+
+
+def test_only_a_configuration_alone_may_leave_a_layer_exact(evaluator):
+    with pytest.raises(ValueError, match="^2 configurations are in lockstep, and codes for 1 came$"):
+        evaluator.begin(2).advance(None)

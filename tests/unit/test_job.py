@@ -121,12 +121,38 @@ def test_a_run_with_every_option_goes_on_as_it_was_begun(tmp_path):
     options = (
         "--run-name r --rungs 8,16 --episodes 6 --seeds 3,1 --lr 0.01 --iteration-episodes 4 --accuracy soft --top 2 "
         "--kd-temperature 3 --kd-weight 0.5 --at-weight 0 --tmax-percentile 80 --tmax-offset -2 --max-acc-drop 1.5 "
-        "--engine portable --gpus-per-runner 0 --cost jouppi-7nm --envs-per-runner 2 --num-env-runners 1"
+        "--engine portable --gpus-per-runner 0 --cost jouppi-7nm --envs-per-runner 2 --num-env-runners 1 "
+        "--sites all --sensitivity"
     )
     made = prepare(tmp_path, options)
     _begin(made, job.describe(made))
     again = job.prepare(config.parse(["--resume", "r", "--results", str(tmp_path), "--num-env-runners", "1"]))
     assert replace(again.settings, resume=None, run_name="r") == made.settings
+
+
+def test_a_run_from_before_there_were_sites_has_the_standard_ones(tmp_path):
+    made = prepare(tmp_path, "--search-images 8 --run-name r")
+    described = job.describe(made)
+    for name in ("sites", "sensitivity"):
+        del described["arguments"][name]
+    del described["share_of_all_macs"]
+    _begin(made, described)
+    again = job.prepare(config.parse(["--resume", "r", "--results", str(tmp_path)]))
+    assert (again.settings.sites, again.settings.sensitivity) == ("standard", False)
+    assert again.problem.network.layers == made.problem.network.layers
+
+
+def test_sites_are_those_of_the_run(tmp_path):
+    made = prepare(tmp_path, "--search-images 8 --run-name r --sites all")
+    assert len(made.problem.network.layers) == len(made.problem.calibration.layers) == 17
+    assert {rung.network for rung in (*made.rungs, *made.held_out.values())} == {made.problem.network}
+    described = job.describe(made)
+    assert round(described["share_of_all_macs"], 3) == 0.946 and len(described["layers"]) == 17
+    _begin(made, described)
+    again = job.prepare(config.parse(["--resume", "r", "--results", str(tmp_path)]))
+    assert again.problem.network.layers == made.problem.network.layers
+    with pytest.raises(InputError, match="--sites is what run r was started with: leave it out"):
+        config.parse(["--resume", "r", "--sites", "all"])
 
 
 @pytest.mark.parametrize(

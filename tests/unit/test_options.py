@@ -21,6 +21,7 @@ class Table:
     open_part: float = number(0.5, "of 100 %", above=0, below=1)
     kind: str = option("slow", "which way", choices=("slow", "fast", "none"))
     loud: bool = switch(True, "noise")
+    quick: bool = switch(False, "haste")
     sides: tuple[int, ...] = option((1, 2), "lengths", type=listed(int), kind="different whole numbers", low=1, high=99)
     repeated: tuple[int, ...] = option((0,), "lengths", type=listed(int, distinct=False), kind="whole numbers")
     name: str | None = option(None, "what it is called", metavar="NAME")
@@ -38,15 +39,29 @@ def problems(*argv: str, contradictions=None) -> list[str]:
 
 def test_defaults():
     assert parse() == Table()
-    assert Table() == Table(3, None, 0.5, 0.1, -2.0, 0.5, "slow", True, (1, 2), (0,), None)
+    assert Table() == Table(3, None, 0.5, 0.1, -2.0, 0.5, "slow", True, False, (1, 2), (0,), None)
 
 
 def test_values_are_converted():
     argv = "--count 7 --capped 0 --rate 1e1 --share 0 --level -4 --open-part .25 --kind fast --loud off --sides 99,1"
     made = parse(*argv.split(), "--repeated", "2,2,-3", "--name", "a b")
-    assert made == Table(7, 0, 10.0, 0.0, -4.0, 0.25, "fast", False, (99, 1), (2, 2, -3), "a b")
+    assert made == Table(7, 0, 10.0, 0.0, -4.0, 0.25, "fast", False, False, (99, 1), (2, 2, -3), "a b")
     assert type(made.count) is int and type(made.rate) is float and made.loud is False
     assert parse("--loud", "on").loud is True
+
+
+def test_a_switch_that_is_off_is_switched_on_by_its_flag_alone():
+    assert parse("--quick").quick is parse("--quick", "on").quick is parse("--quick", "--count", "4").quick is True
+    assert parse("--quick", "off").quick is False
+    assert problems("--quick", "") == ["--quick must be given a value, got '': leave it out where the default will do"]
+    assert problems("--loud") == ["argument --loud: expected one argument (prog --help explains the options)"]
+
+
+def test_options_may_be_left_out():
+    made = options.parse(Table, "prog", "", ["--count", "5"], only=("count", "name"))
+    assert made == Table(count=5)
+    with pytest.raises(InputError, match="unrecognized arguments: --rate 1"):
+        options.parse(Table, "prog", "", ["--rate", "1"], only=("count", "name"))
 
 
 def test_flags_have_dashes():

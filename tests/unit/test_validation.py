@@ -93,6 +93,7 @@ def finish(monkeypatch, tmp_path):
             dataset=SimpleNamespace(name="digits"),
             teacher=SimpleNamespace(about={"float_accuracy": {"validation": 0.92, "test": 0.93}}),
             folder=Folder(tmp_path),
+            share_of_all_macs=0.949,
         )
         validation.finish(job, handle)
         return json.loads(files[store.BEST]), files
@@ -112,6 +113,7 @@ def test_the_most_accurate_one_within_the_drop_is_chosen(finish):
     assert metrics["validation"] == {"teacher": 0.9, "student": 0.89, "drop_points": 1.0} | error
     assert metrics["test"] == {"teacher": 0.91, "student": 0.87, "drop_points": 4.0} | error
     assert (metrics["acc_teacher"], metrics["acc_student"], metrics["acc_drop"]) == (0.91, 0.87, 4.0)
+    assert metrics["share_of_all_macs"] == 0.949
 
 
 def test_without_one_within_the_drop_the_most_accurate_of_all_is_chosen(finish):
