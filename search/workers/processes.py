@@ -48,6 +48,26 @@ def inherited(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ray_s_kept() -> Iterator[None]:
+    """Ray's variables are after the block what they were before it.
+
+    A node that has started in this process leaves RAY_AUTH_MODE behind. A client that has it asks for tokens, and what
+    joins a cluster without tokens later is taken for dead there.
+    """
+    before = _of_ray()
+    try:
+        yield
+    finally:
+        for name in _of_ray().keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _of_ray() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+
+
+@contextlib.contextmanager
 def private() -> Iterator[None]:
     """Files that this process and those that it starts make in the block can be read by their owner alone."""
     mask = os.umask(0o077)

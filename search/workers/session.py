@@ -55,7 +55,7 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
     watch = None
     try:
         if address == "local":
-            with processes.private():
+            with processes.private(), processes.ray_s_kept():
                 watch = _start(temporary, cores, processes.NODE | variables)
                 yield temporary / "scratch"
         else:

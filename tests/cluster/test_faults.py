@@ -103,19 +103,20 @@ def test_a_driver_that_was_interrupted_goes_on_in_the_same_process(tmp_path, mon
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
+    place = ["--results", str(tmp_path), "--address", node()]  # Ray keeps a local node's tokens until a process ends
     with monkeypatch.context() as patch:
         patch.setattr(validation, "finish", interrupt)
-        assert search_run.main([*QUICK.split(), "--results", str(tmp_path), "--run-name", "r"]) == 130
-    assert search_run.main(["--resume", "r", "--results", str(tmp_path), "--num-env-runners", "0"]) == 0
+        assert search_run.main([*QUICK.split(), *place, "--run-name", "r"]) == 130
+    assert search_run.main(["--resume", "r", *place, "--num-env-runners", "0"]) == 0
     whole(tmp_path / "r", QUICK)
     before = pd.read_parquet(tmp_path / "r" / store.EPISODES).drop(columns="time")
     capsys.readouterr()
-    assert search_run.main(["--resume", "r", "--results", str(tmp_path)]) == 0
+    assert search_run.main(["--resume", "r", *place]) == 0
     assert "r is finished" in capsys.readouterr().out
     # Rows that were lost are searched again.
     (tmp_path / "r" / "best.json").unlink()
     next((tmp_path / "r" / store.EPISODES).iterdir()).unlink()
-    assert search_run.main(["--resume", "r", "--results", str(tmp_path), "--num-env-runners", "0"]) == 0
+    assert search_run.main(["--resume", "r", *place, "--num-env-runners", "0"]) == 0
     whole(tmp_path / "r", QUICK)
     after = pd.read_parquet(tmp_path / "r" / store.EPISODES).drop(columns="time")
     one, other = (rows.sort_values("episode", ignore_index=True) for rows in (before, after))

@@ -66,3 +66,13 @@ def test_a_command_sets_what_nobody_has_set():
             [sys.executable, "-c", program], cwd=ROOT, env=environment | given, capture_output=True, text=True
         )
         assert done.stdout.split() == [number, "0", "1", "0"], done.stderr
+
+
+def test_what_ray_sets_goes_with_its_session(monkeypatch):
+    from search.workers import processes
+
+    monkeypatch.setenv("RAY_THERE", "before")
+    monkeypatch.delenv("RAY_NEW", raising=False)
+    with processes.ray_s_kept():
+        os.environ.update(RAY_THERE="changed", RAY_NEW="1")
+    assert os.environ["RAY_THERE"] == "before" and "RAY_NEW" not in os.environ
