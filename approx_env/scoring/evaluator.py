@@ -20,7 +20,7 @@ import torch
 from approx_env import tap
 from approx_env.engines import build as engines
 from approx_env.engines import memory
-from approx_env.engines.base import State
+from approx_env.engines.base import Engine, State
 from approx_env.int8 import cost
 from approx_env.int8.network import Network, pool_first
 from approx_env.scoring import distill, elementary
@@ -66,6 +66,7 @@ class Problem:
     reward: Reward  # how a return is made
     engine: str = "vector"  # see `engines.build`
     device: str = "cpu"
+    student: Network | None = None  # whose weights configurations run with; same sites (None: the teacher's own)
 
 
 @dataclass
@@ -99,7 +100,7 @@ class Evaluator:
         self.reward = problem.reward
         self.calibration = problem.calibration
         self.labels = torch.tensor(problem.labels)
-        self.network = pool_first(problem.network)
+        self.network = pool_first(problem.student or problem.network)
         calibrated = tuple(layer.name for layer in problem.calibration.layers)
         if calibrated != self.network.layers:
             raise ValueError(
@@ -112,23 +113,29 @@ class Evaluator:
         self.last: list[Step] = []  # of the configuration scored last, as far as it got
         chunk = self.engine.chunk
         chunks = [problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk)]
-        self.starts = [self._start(images) for images in chunks]
+        self.starts = [_start(self.engine, images) for images in chunks]
         self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
-        logits = []
-        for state in self.starts:
-            for name in self.network.layers:
-                state = self.engine.advance(state, None)
-                if name in self.teacher_energies:
-                    self.teacher_energies[name].append(state.energy)
-            logits.append(self.engine.logits(state))
-        self.teacher_logits = torch.cat(logits)
+        self.teacher_logits = torch.cat(self._taught(problem, chunks))
         self.teacher_accuracy = distill.hard_accuracy(self.teacher_logits, self.labels)
         memory.give_back()
 
-    def _start(self, images: np.ndarray) -> State:
-        """The state at the first layer, a few images at a time: what comes before it is large, and soon forgotten."""
-        parts = [self.engine.start(torch.tensor(images[i : i + FEW])) for i in range(0, len(images), FEW)]
-        return State(0, {name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
+    def _taught(self, problem: Problem, chunks: list[np.ndarray]) -> list[torch.Tensor]:
+        """The exact teacher's logits of each chunk of images; keeps its energies."""
+        engine, starts = self.engine, iter(self.starts)
+        if problem.student is not None:
+            teacher = pool_first(problem.network)
+            if (teacher.layers, teacher.attention) != (self.network.layers, self.network.attention):
+                raise ValueError(f"a student must have its teacher's layers {teacher.layers} and attention layers")
+            engine = engines.build(teacher, problem.engine, problem.device, self.readers)
+            starts = (_start(engine, images) for images in chunks)
+        logits = []
+        for state in starts:
+            for name in self.network.layers:
+                state = engine.advance(state, None)
+                if name in self.teacher_energies:
+                    self.teacher_energies[name].append(state.energy)
+            logits.append(engine.logits(state))
+        return logits
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -164,6 +171,12 @@ class Evaluator:
         for codes in configuration:
             evaluation.advance([codes])
         return evaluation.scores[0]
+
+
+def _start(engine: Engine, images: np.ndarray) -> State:
+    """The state at the first layer, a few images at a time: what comes before it is large, and soon forgotten."""
+    parts = [engine.start(torch.tensor(images[i : i + FEW])) for i in range(0, len(images), FEW)]
+    return State(0, {name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
 
 
 class Evaluation:

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from approx_env import env, tap
+from approx_env.adapt import correction
 from approx_env.engines import reference
 from approx_env.engines.vector.engine import VectorEngine
-from approx_env.scoring import calibration
+from approx_env.scoring import calibration, distill
 from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 
 
@@ -273,3 +274,31 @@ def test_shipped_evaluator():
     assert shipped.teacher_accuracy > 0.95
     histogram = shipped.calibration.layers[0].histogram
     assert histogram.sum() == 16 * 32 * 64 * 16 * 16
+
+
+def test_a_student_is_scored_against_the_exact_teacher(problem):
+    """Its own weights under TAP; the teacher's logits and attention maps without."""
+    student = correction.correct(problem.network, problem.calibration, problem.calibration.quintile, problem.images)
+    configuration = {layer.name: (layer.quintile, layer.tmax) for layer in problem.calibration.layers}
+    logits = reference.forward(student, problem.images, configuration)["last"] * student.logit_scale
+    exact = reference.forward(problem.network, problem.images)
+    adapted = Evaluator(replace(problem, student=student))
+    score, plain = (each.evaluate(problem.calibration.quintile) for each in (adapted, Evaluator(problem)))
+    assert torch.equal(adapted.teacher_logits, torch.from_numpy(exact["last"] * problem.network.logit_scale))
+    assert score.kd == distill.kd_loss(logits, adapted.teacher_logits)
+    assert score.accuracy == distill.hard_accuracy(logits, problem.labels)
+    energy = reference.energy(exact["one"]).reshape(len(problem.images), -1)
+    assert np.array_equal(torch.cat(adapted.teacher_energies["one"]).numpy(), energy)
+    assert score.kd < plain.kd and not same(score, plain)
+
+
+def test_a_student_that_is_the_teacher_scores_the_same(problem):
+    one, other = Evaluator(problem), Evaluator(replace(problem, student=problem.network))
+    assert torch.equal(one.teacher_logits, other.teacher_logits)
+    assert same(*(each.evaluate(problem.calibration.quintile) for each in (one, other)))
+
+
+def test_a_student_has_its_teachers_layers(problem, ramp):
+    teacher = replace(problem, network=ramp, student=problem.network)
+    with pytest.raises(ValueError, match=r"^a student must have its teacher's layers \('ramp',\)"):
+        Evaluator(teacher)

@@ -1,0 +1,1 @@
+"""A student's own numbers under the operator: requantisation fitted to the teacher's, weights trained."""
