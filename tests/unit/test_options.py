@@ -224,8 +224,14 @@ def test_help_shows_defaults_and_choices(capsys):
         "--rate X how fast (default 0.5)",
         "--open-part X of 100 % (default 0.5)",
         "--kind {slow,fast,none} which way (default slow)",
-        "--loud {on,off} noise (default on)",
+        "--loud [{on,off}] noise (default on)",
         "(default 1,2)",
         "--name NAME what it is called",
     ):
         assert part in shown
+
+
+def test_a_switch_alone_is_on():
+    assert parse("--loud", "off").loud is False
+    assert parse("--loud", "off", "--loud").loud is True
+    assert parse("--loud", "--count", "5") == Table(count=5)
