@@ -129,7 +129,7 @@ class Simulation(nn.Module):
             x = x - zero_point
         shape = (-1, *[1] * (weight.dim() - 2))
         if isinstance(node, Convolution):
-            sums = F.conv2d(x, weight, bias, node.stride, node.padding)
+            sums = F.conv2d(x, in_order(weight), bias, node.stride, node.padding)
         else:
             sums = F.linear(x, weight, bias)
         if node.logits:
@@ -150,7 +150,9 @@ class Simulation(nn.Module):
 
 
 def _parameter(values: np.ndarray) -> nn.Parameter:
-    return nn.Parameter(in_order(torch.from_numpy(values.astype(np.float32))))
+    """Values as a parameter, in plain order: the state of an optimizer that comes from a checkpoint is in that order,
+    and torch's fused Adam walks through both as they lie in memory."""
+    return nn.Parameter(torch.from_numpy(values.astype(np.float32)))
 
 
 def _approximated(x: torch.Tensor, codes: Sequence[int], tmax: int) -> torch.Tensor:

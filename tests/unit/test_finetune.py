@@ -95,7 +95,8 @@ def test_a_cut_off_training_ends_like_an_undisturbed_one(begin, tmp_path, capsys
     second.resume(checkpoint)
     assert second.done == 4
     assert capsys.readouterr().out == f"resuming after step 4 from {tmp_path}/c\n"
-    assert same(finished(second).student(), finished(begin()).student())
+    one, other = (finished(tuning)._simulation.state_dict() for tuning in (second, begin()))
+    assert all(torch.equal(one[name], other[name]) for name in one)  # before rounding
 
 
 def test_a_checkpoint_of_another_training_is_refused(begin, tmp_path):
