@@ -136,3 +136,13 @@ def test_bad_arguments(ramp):
         correction.correct(ramp, renamed, [(1, 2, 3, 4)], images)
     with pytest.raises(ValueError, match="^codes must satisfy"):
         correction.correct(ramp, made, [(4, 3, 2, 1)], images)
+
+
+def test_a_convolution_behind_a_pool_reads_what_it_read(networks, digits):
+    """TAP goes behind the pool while statistics are taken, and that must not be seen in the student."""
+    network = networks["alexnet"]
+    images, _ = digits.load("calibration", 16)
+    made = calibration.calibrate(network, [images])
+    student = correction.correct(network, made, made.quintile, images)
+    assert [node.inputs for node in student.nodes] == [node.inputs for node in network.nodes]
+    assert student.shapes == network.shapes
