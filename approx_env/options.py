@@ -70,7 +70,7 @@ def on_or_off(text: str) -> bool:
 
 
 def switch(default: bool, help: str) -> Any:
-    """A field that is 'on' or 'off'."""
+    """A field that is 'on' or 'off'; its flag alone says 'on'."""
     return option(default, help, type=on_or_off, choices=("on", "off"))
 
 
@@ -105,7 +105,7 @@ def parse(
         if entry.default not in (None, MISSING):
             text += f" (default {shown(entry.default)})"
         metavar = rules["metavar"] or "{" + ",".join(rules["choices"]) + "}"
-        alone = {"nargs": "?", "const": "on"} if entry.default is False else {}  # the flag alone switches it on
+        alone = {"nargs": "?", "const": "on"} if rules["type"] is on_or_off else {}
         parser.add_argument(flag(entry.name), metavar=metavar, help=text.replace("%", "%%"), **alone)
     given = {name: text for name, text in vars(parser.parse_args(argv)).items() if text is not None}
     problems: dict[str, str] = {}

@@ -46,10 +46,7 @@ class PortableEngine(Engine):
         self.device = available_device(device)
         weighted = [node for node in network.nodes if isinstance(node, Weighted)]
         self._weights = {node.name: self._parts(node) for node in weighted}
-        self._affine = {
-            node.name: [self._a_channel(values.astype(np.float64), node) for values in (node.bias, node.multiplier)]
-            for node in weighted
-        }
+        self._affine = {node.name: self._affine_of(node) for node in weighted}
         for node in weighted:
             self._prove(node)
 
@@ -67,9 +64,11 @@ class PortableEngine(Engine):
         weight = torch.from_numpy(node.weight.astype(np.float32)).to(self.device)
         return [in_order(weight[:, first:last]) for first, last in pairwise([*begins, weight.shape[1]])]
 
-    def _a_channel(self, values: np.ndarray, node: Weighted) -> torch.Tensor:
-        """Values of each output channel, on the device, as they go with the node's output."""
-        return torch.from_numpy(values).to(self.device).view(-1, *[1] * (node.weight.ndim - 2))
+    def _affine_of(self, node: Weighted) -> list[torch.Tensor]:
+        """The node's bias and multiplier, on the device, as they go with its output."""
+        shape = (-1, *[1] * (node.weight.ndim - 2))
+        numbers = (torch.from_numpy(values.astype(np.float64)) for values in (node.bias, node.multiplier))
+        return [number.to(self.device).view(shape) for number in numbers]
 
     def _sums(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
         """The sums of products as float64."""
@@ -101,8 +100,12 @@ class PortableEngine(Engine):
         return in_order(images.to(self.device).float())
 
     def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        bias, multiplier = self._affine[node.name]
-        value = (self._sums(node, x) + bias) * multiplier  # an integer below 2**53
+        return self._requantised(node, self._sums(node, x), *self._affine[node.name])
+
+    @staticmethod
+    def _requantised(node: Weighted, sums: torch.Tensor, bias: torch.Tensor, multiplier: torch.Tensor) -> torch.Tensor:
+        """Codes or logits of sums of products; all but the codes are float64."""
+        value = (sums + bias) * multiplier  # an integer below 2**53
         if node.logits:
             return value.clamp(min=0) if node.relu else value
         return in_order(((value + HALF) / (1 << SHIFT)).floor().clamp(0, tap.HIGHEST_CODE).float())

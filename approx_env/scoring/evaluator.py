@@ -20,7 +20,7 @@ import torch
 from approx_env import tap
 from approx_env.engines import build as engines
 from approx_env.engines import memory
-from approx_env.engines.base import State
+from approx_env.engines.base import Engine, State
 from approx_env.int8 import cost, energy
 from approx_env.int8.energy import Energy
 from approx_env.int8.network import Network, pool_first
@@ -76,6 +76,7 @@ class Problem:
     engine: str = "vector"  # see `engines.build`
     device: str = "cpu"
     energy: Energy = field(default_factory=lambda: energy.read(energy.SHIPPED[0]))  # of the multiplications
+    student: Network | None = None  # whose weights configurations run with; same sites (None: the teacher's own)
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Evaluator:
         self.reward, self.energy = problem.reward, problem.energy
         self.calibration = problem.calibration
         self.labels = torch.tensor(problem.labels)
-        self.network = pool_first(problem.network)
+        self.network = pool_first(problem.student or problem.network)
         calibrated = tuple(layer.name for layer in problem.calibration.layers)
         if calibrated != self.network.layers:
             raise ValueError(
@@ -122,25 +123,31 @@ class Evaluator:
         self.last: list[Step] = []  # of the configuration scored last, as far as it got
         chunk = self.engine.chunk
         chunks = [problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk)]
-        self.starts = [self._start(images) for images in chunks]
+        self.starts = [_start(self.engine, images) for images in chunks]
         self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
-        self.exact_counts = np.zeros((len(self.network.layers), len(cost.KINDS)), np.int64)  # of the exact network
-        logits = []
-        for state in self.starts:
-            for counts, name in zip(self.exact_counts, self.network.layers, strict=True):
-                state = self.engine.advance(state, None)
-                counts += state.counts[0]
-                if name in self.teacher_energies:
-                    self.teacher_energies[name].append(state.energy)
-            logits.append(self.engine.logits(state))
-        self.teacher_logits = torch.cat(logits)
+        self.exact_counts = np.zeros((len(self.network.layers), len(cost.KINDS)), np.int64)  # of the exact teacher
+        self.teacher_logits = torch.cat(self._taught(problem, chunks))
         self.teacher_accuracy = distill.hard_accuracy(self.teacher_logits, self.labels)
         memory.give_back()
 
-    def _start(self, images: np.ndarray) -> State:
-        """The state at the first layer, a few images at a time: what comes before it is large, and soon forgotten."""
-        parts = [self.engine.start(torch.tensor(images[i : i + FEW])) for i in range(0, len(images), FEW)]
-        return State(0, {name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
+    def _taught(self, problem: Problem, chunks: list[np.ndarray]) -> list[torch.Tensor]:
+        """The exact teacher's logits of each chunk of images; keeps its energies and counts its products."""
+        engine, starts = self.engine, iter(self.starts)
+        if problem.student is not None:
+            teacher = pool_first(problem.network)
+            if (teacher.layers, teacher.attention) != (self.network.layers, self.network.attention):
+                raise ValueError(f"a student must have its teacher's layers {teacher.layers} and attention layers")
+            engine = engines.build(teacher, problem.engine, problem.device, self.readers)
+            starts = (_start(engine, images) for images in chunks)
+        logits = []
+        for state in starts:
+            for counts, name in zip(self.exact_counts, self.network.layers, strict=True):
+                state = engine.advance(state, None)
+                counts += state.counts[0]
+                if name in self.teacher_energies:
+                    self.teacher_energies[name].append(state.energy)
+            logits.append(engine.logits(state))
+        return logits
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -177,6 +184,12 @@ class Evaluator:
         for codes in configuration:
             evaluation.advance(codes if _alone(codes) else [codes])
         return evaluation.scores[0]
+
+
+def _start(engine: Engine, images: np.ndarray) -> State:
+    """The state at the first layer, a few images at a time: what comes before it is large, and soon forgotten."""
+    parts = [engine.start(torch.tensor(images[i : i + FEW])) for i in range(0, len(images), FEW)]
+    return State(0, {name: torch.cat([part[name] for part in parts]) for name in parts[0].tensors})
 
 
 class Evaluation:

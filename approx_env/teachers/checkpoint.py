@@ -1,7 +1,7 @@
-"""An unfinished training on disk: written after each epoch, read when the same command starts again.
+"""An unfinished training on disk: written now and then, read when the same command starts again.
 
 The file is a safetensors file. It holds plain tensors, and its header holds two JSON values: whose training it is, and
-how many epochs are finished. Nothing in it can run code.
+how many epochs, or steps, are finished. Nothing in it can run code.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from approx_env.errors import InputError
 
 
 class Checkpoint:
-    """A training's state in `path`; `identity` tells whose it is, as JSON can hold it."""
+    """A training's state in `path`; `identity` tells whose it is, as JSON can hold it; `unit` what is counted."""
 
-    def __init__(self, path: Path, identity: dict[str, Any]):
+    def __init__(self, path: Path, identity: dict[str, Any], unit: str = "epoch"):
         self.path = path
-        self._identity = identity
+        self._identity, self._unit = identity, unit
 
     def save(self, epoch: int, stateful: dict[str, Any]) -> None:
-        """Keeps the state of each part after `epoch` finished epochs; a kill at any time leaves the old or the new.
+        """Keeps the state of each part after `epoch` finished units; a kill at any time leaves the old or the new.
 
         Args:
             stateful: modules and optimizers, which have taken a step, by name. Names hold no '/'.
@@ -43,7 +43,7 @@ class Checkpoint:
         os.replace(temporary, self.path)
 
     def resume(self, stateful: dict[str, Any]) -> int:
-        """Loads the state of each part and returns the number of finished epochs (0 without a file).
+        """Loads the state of each part and returns the number of finished units (0 without a file).
 
         Raises:
             InputError: the file is no checkpoint, or one of another training. The parts stay as they were.
@@ -73,7 +73,7 @@ class Checkpoint:
             raise strange
         for name, part in stateful.items():
             _load(part, parts[name])
-        print(f"resuming after epoch {epoch} from {self.path}", flush=True)
+        print(f"resuming after {self._unit} {epoch} from {self.path}", flush=True)
         return epoch
 
 

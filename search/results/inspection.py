@@ -141,7 +141,7 @@ def faults(folder: Folder, about: Mapping[str, Any]) -> dict[str, str]:
                 raise
             found[f"{store.EPISODES}/{name}"] = _first_line(error)
     for name in folder.names():
-        if name.endswith(store.STATE_SUFFIX):
+        if name.endswith(store.STATE_SUFFIX) and name != store.STUDENT_ARRAYS:
             try:
                 _check_state(folder.read(name), about)
             except (ValueError, safetensors.SafetensorError) as error:

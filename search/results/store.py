@@ -20,6 +20,7 @@ SCHEMA_VERSION = 1
 EPISODES = "episodes"
 ROWS_A_PART = 1000  # a part is written anew with each flush: more would take longer, fewer leave more files
 RUN, TOP, BEST, BASELINES = "run.json", "top.parquet", "best.json", "baselines.parquet"
+STUDENT, STUDENT_ARRAYS = "student.int8.json", "student.int8.safetensors"  # of `search.finetune`
 TORN_READS, TORN_SECONDS = 3, 0.5  # an object that is replaced while it is read comes torn: then it is read again
 STATE_SUFFIX = ".safetensors"  # of the file that a PPO search goes on from
 CODE_FIELDS = (*CODES, "tmax")

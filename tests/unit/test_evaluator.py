@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from approx_env import env, tap
+from approx_env.adapt import correction
 from approx_env.engines import reference
 from approx_env.engines.vector.engine import VectorEngine
 from approx_env.int8.energy import Energy
-from approx_env.scoring import baselines, calibration
+from approx_env.scoring import baselines, calibration, distill
 from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 from tests.twins import table_of
 
@@ -359,3 +360,34 @@ def test_exact_layers_are_told_from_others_by_what_is_kept(problem, cache_bytes)
 def test_only_a_configuration_alone_may_leave_a_layer_exact(evaluator):
     with pytest.raises(ValueError, match="^2 configurations are in lockstep, and codes for 1 came$"):
         evaluator.begin(2).advance(None)
+
+
+# -- students
+
+
+def test_a_student_is_scored_against_the_exact_teacher(problem):
+    """Its own weights under TAP; the teacher's logits and attention maps without."""
+    student = correction.correct(problem.network, problem.calibration, problem.calibration.quintile, problem.images)
+    configuration = {layer.name: (layer.quintile, layer.tmax) for layer in problem.calibration.layers}
+    logits = reference.forward(student, problem.images, configuration)["last"] * student.logit_scale
+    exact = reference.forward(problem.network, problem.images)
+    adapted = Evaluator(replace(problem, student=student))
+    score, plain = (each.evaluate(problem.calibration.quintile) for each in (adapted, Evaluator(problem)))
+    assert torch.equal(adapted.teacher_logits, torch.from_numpy(exact["last"] * problem.network.logit_scale))
+    assert score.kd == distill.kd_loss(logits, adapted.teacher_logits)
+    assert score.accuracy == distill.hard_accuracy(logits, problem.labels)
+    energy = reference.energy(exact["one"]).reshape(len(problem.images), -1)
+    assert np.array_equal(torch.cat(adapted.teacher_energies["one"]).numpy(), energy)
+    assert score.kd < plain.kd and not same(score, plain)
+
+
+def test_a_student_that_is_the_teacher_scores_the_same(problem):
+    one, other = Evaluator(problem), Evaluator(replace(problem, student=problem.network))
+    assert torch.equal(one.teacher_logits, other.teacher_logits)
+    assert same(*(each.evaluate(problem.calibration.quintile) for each in (one, other)))
+
+
+def test_a_student_has_its_teachers_layers(problem, ramp):
+    teacher = replace(problem, network=ramp, student=problem.network)
+    with pytest.raises(ValueError, match=r"^a student must have its teacher's layers \('ramp',\)"):
+        Evaluator(teacher)

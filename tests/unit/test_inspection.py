@@ -384,3 +384,9 @@ def test_options_that_older_runs_name_otherwise(tmp_path):
     about["arguments"]["batch_size"] = about["arguments"].pop("calib_batch_size")
     (tmp_path / store.RUN).write_bytes(as_json(about))
     assert inspection.run_json(Folder(tmp_path))["arguments"] == ABOUT["arguments"]
+
+
+def test_a_student_in_the_folder_is_no_search_state(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "r")
+    (folder / store.STUDENT_ARRAYS).write_bytes(safetensors.torch.save({"conv/weight": torch.zeros(2)}))
+    assert inspection.faults(Folder(folder), inspection.run_json(Folder(folder))) == {}

@@ -54,7 +54,6 @@ def test_a_switch_that_is_off_is_switched_on_by_its_flag_alone():
     assert parse("--quick").quick is parse("--quick", "on").quick is parse("--quick", "--count", "4").quick is True
     assert parse("--quick", "off").quick is False
     assert problems("--quick", "") == ["--quick must be given a value, got '': leave it out where the default will do"]
-    assert problems("--loud") == ["argument --loud: expected one argument (prog --help explains the options)"]
 
 
 def test_options_may_be_left_out():
@@ -239,8 +238,14 @@ def test_help_shows_defaults_and_choices(capsys):
         "--rate X how fast (default 0.5)",
         "--open-part X of 100 % (default 0.5)",
         "--kind {slow,fast,none} which way (default slow)",
-        "--loud {on,off} noise (default on)",
+        "--loud [{on,off}] noise (default on)",
         "(default 1,2)",
         "--name NAME what it is called",
     ):
         assert part in shown
+
+
+def test_a_switch_alone_is_on():
+    assert parse("--loud", "off").loud is False
+    assert parse("--loud", "off", "--loud").loud is True
+    assert parse("--loud", "--count", "5") == Table(count=5)

@@ -1,0 +1,149 @@
+"""Trains a student's weights, biases and multipliers under TAP, towards its exact teacher.
+
+The loss is KD: no labels are needed. Teacher and student see the same train images, shifted and mirrored as in a
+training. Weights are moved in units of their last place, by Adam, at a rate that falls along a cosine.
+Sources: Hinton et al., arXiv:1503.02531 (KD); Kingma & Ba, arXiv:1412.6980 (Adam); Loshchilov & Hutter,
+arXiv:1608.03983 (the cosine); Jacob et al., CVPR 2018, section 3 (training with simulated quantisation).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from approx_env.adapt.simulation import Configuration, Simulation
+from approx_env.engines import build as engines
+from approx_env.int8.network import Network
+from approx_env.options import integer, number, switch
+from approx_env.teachers.augment import augment, flips
+from approx_env.teachers.checkpoint import Checkpoint
+
+BETAS = (0.9, 0.99)  # of Adam
+BIAS_RATE = 20.0  # times the weights' rate: biases are in units of a product
+GAIN_RATE = 0.01  # times the weights' rate: multipliers move by shares of themselves
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides a student's weights, besides teacher, start, codes and images."""
+
+    epochs: float = number(1.0, "passes over the train split, also parts of one; 0: no training", low=0, high=1000)
+    batch_size: int = integer(64, "images a step", 1)
+    rate: float = number(0.1, "Adam's first rate, units of a weight's last place", above=0, high=10)
+    temperature: float = number(2.0, "temperature of the KD loss, logits", above=0, high=1000)
+    labels: bool = switch(False, "adds the cross entropy with the labels to the loss")
+    seed: int = integer(0, "of order, shifts and mirrors", 0)
+
+
+class FineTuning:
+    """A student on its way: `advance` takes one step, `student` gives what there is.
+
+    Everything random in a step follows from the seed and the step. So a training that goes on from a checkpoint ends
+    with the weights of an undisturbed one, on the same machine with the same number of threads.
+
+    Args:
+        teacher: the exact network.
+        start: the student to begin with, as `correction.correct` makes it.
+        configuration: codes and tmax by layer.
+        images: pixels `(n, 3, h, w) uint8` as `Dataset.load(whole=True)` gives them, and labels `(n,) int64`.
+        mirrored: whether a mirrored image keeps its class.
+        engine, device: what the teacher runs on, as `engines.build` takes them; the student is on `device`.
+    """
+
+    def __init__(
+        self,
+        teacher: Network,
+        start: Network,
+        configuration: Configuration,
+        images: tuple[np.ndarray, np.ndarray],
+        recipe: Recipe,
+        *,
+        mirrored: bool = False,
+        engine: str = "vector",
+        device: str = "cpu",
+    ):
+        self._recipe, self._mirrored, self._device = recipe, mirrored, device
+        self._side = teacher.input_shape[1]
+        self._pixels, self._labels = (torch.from_numpy(part) for part in images)
+        self._batch = min(recipe.batch_size, len(self._labels))
+        self._epoch_steps = len(self._labels) // self._batch
+        self.done = 0  # steps
+        self.steps = round(recipe.epochs * self._epoch_steps)
+        if recipe.epochs:
+            self.steps = max(1, self.steps)
+        self._teacher = engines.build(teacher, engine, device)
+        self._simulation = Simulation(start, configuration).to(device)
+        # Adam's own rate is that of a group in the first step.
+        factors = {"weights": 1.0, "biases": BIAS_RATE, "gains": GAIN_RATE}
+        groups = [
+            {"params": list(getattr(self._simulation, name)), "factor": factor} for name, factor in factors.items()
+        ]
+        self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True)
+
+    def advance(self) -> float:
+        """Takes a step and returns its loss, before the step."""
+        pixels, labels = self._drawn()
+        with torch.no_grad():
+            wanted = self._teacher.forward(pixels).to(self._device)
+        logits = self._simulation(pixels)
+        loss = kd_loss(logits, wanted, self._recipe.temperature)
+        if self._recipe.labels:
+            loss = loss + F.cross_entropy(logits, labels.to(self._device))
+        self._adam.zero_grad(set_to_none=True)
+        loss.backward()
+        share = (1 + math.cos(math.pi * self.done / self.steps)) / 2
+        for group in self._adam.param_groups:
+            group["lr"] = self._recipe.rate * group["factor"] * share
+        self._adam.step()
+        self._simulation.project()
+        self.done += 1
+        return loss.item()
+
+    def student(self) -> Network:
+        """The INT8 student as it is now.
+
+        Raises:
+            ValueError: its numbers have left what engines rely on.
+        """
+        return self._simulation.network()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keeps where it is; at least one step must be done."""
+        checkpoint.save(self.done, self._stateful())
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Goes on from a checkpoint, if there is one.
+
+        Raises:
+            InputError: the file is no checkpoint, or one of another training.
+        """
+        self.done = checkpoint.resume(self._stateful())
+
+    def _stateful(self) -> dict[str, torch.nn.Module | torch.optim.Optimizer]:
+        return {"student": self._simulation, "adam": self._adam}
+
+    def _drawn(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The images and labels of the next step."""
+        epoch, position = divmod(self.done, self._epoch_steps)
+        order = torch.randperm(len(self._labels), generator=self._generator(2 * epoch))
+        chosen = order[position * self._batch : (position + 1) * self._batch]
+        flip = flips(len(order), epoch, self._recipe.seed)[chosen] & self._mirrored
+        pixels = augment(self._pixels[chosen], self._side, flip, 0, self._generator(2 * self.done + 1))
+        return pixels, self._labels[chosen]
+
+    def _generator(self, number: int) -> torch.Generator:
+        """A stream of its own for each number; torch takes 63 bits."""
+        return torch.Generator().manual_seed((self._recipe.seed * 1_000_003 + number) % 2**63)
+
+
+def kd_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits `(n, classes)`, mean over images.
+
+    The twin of `scoring.distill.kd_loss` that has gradients.
+    """
+    logs = [F.log_softmax(logits / temperature, 1) for logits in (student, teacher)]
+    return temperature**2 * F.kl_div(*logs, log_target=True, reduction="batchmean")

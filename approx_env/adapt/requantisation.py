@@ -1,0 +1,34 @@
+"""Puts new multipliers and biases into a weighted node, rounded, within what engines rely on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from approx_env.int8 import nodes
+from approx_env.int8.nodes import SHIFT, Weighted
+
+
+def with_multiplier(node: Weighted, multiplier: np.ndarray) -> Weighted:
+    """The node with `multiplier (out,) float`, rounded and cut so that a bias of 0 is within bounds."""
+    highest = np.minimum(nodes.HIGHEST_MULTIPLIER, _highest_product(node) // np.maximum(1, _products(node)))
+    return replace(node, multiplier=np.clip(np.rint(multiplier), 1, highest).astype(np.int32))
+
+
+def with_bias(node: Weighted, bias: np.ndarray) -> Weighted:
+    """The node with `bias (out,) float`, rounded and cut to what its weights and multiplier leave room for."""
+    highest = np.minimum(nodes.HIGHEST_SUM - 1, _highest_product(node) // node.multiplier.astype(np.int64)) - _products(
+        node
+    )
+    return replace(node, bias=np.clip(np.rint(bias), -highest, highest).astype(np.int32))
+
+
+def _products(node: Weighted) -> np.ndarray:
+    """The largest magnitude that products add up to, per output channel: `(out,) int64`."""
+    return nodes.highest_sums(replace(node, bias=np.zeros_like(node.bias)))
+
+
+def _highest_product(node: Weighted) -> int:
+    """The largest magnitude of a sum times its multiplier."""
+    return (nodes.HIGHEST_LOGIT if node.logits else nodes.HIGHEST_VALUE << SHIFT) - 1

@@ -1,0 +1,121 @@
+"""Makes an INT8 student for a run's configuration: `python -m search.finetune --run RUN`.
+
+The student's requantisation is corrected, then its weights are trained under TAP towards the exact teacher, without
+labels. `student.int8.json` and `.safetensors` hold it, `finetune.json` what it measured. A command that was cut off
+goes on where it stopped when it is given again.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from approx_env import options
+from approx_env.adapt import correction, student
+from approx_env.adapt.finetune import Recipe
+from approx_env.adapt.simulation import Configuration
+from approx_env.engines import memory
+from approx_env.errors import InputError, exit_status
+from approx_env.options import option
+from search import config
+from search.job import Job, prepare
+from search.results import store
+from search.stages.adaptation import SUMMARY, Adaptation, adapt
+
+QUINTILE = "quintile"
+
+
+@dataclass(frozen=True)
+class Settings(Recipe):
+    """Everything that the command line decides."""
+
+    run: str | None = option(None, "run of --results whose teacher, layers and images these are", metavar="RUN")
+    results: str = option("results", "folder that holds the runs", metavar="DIR")
+    codes: str | None = option(
+        None, f"best.json or a file like it, or {QUINTILE} (default: what the run chose)", metavar="FILE"
+    )
+    correction: str = option(
+        "deviation", "how requantisation is fitted before training", choices=("none", *correction.METHODS)
+    )
+    data_dir: str | None = option(None, "folder of the images (default: the run's)", metavar="DIR")
+    teacher: str | None = option(None, ".int8.json of the teacher (default: the run's)", metavar="FILE")
+    device: str = option("cpu", "where the student is trained", choices=("cpu", "cuda"))
+    output: str | None = option(None, "folder of the student (default: the run's)", metavar="DIR")
+
+
+def read_codes(settings: Settings, job: Job) -> Configuration:
+    """The codes and tmax of every layer of the run.
+
+    Raises:
+        InputError: they cannot be read, or are not valid.
+    """
+    layers = job.problem.calibration.layers
+    if settings.codes == QUINTILE:
+        return {layer.name: (layer.quintile, layer.tmax) for layer in layers}
+    place = settings.codes or f"{job.folder}/{store.BEST}"
+    try:
+        text = Path(settings.codes).read_text() if settings.codes else job.folder.read(store.BEST)
+        return student.codes_of(json.loads(text)["layers"], [layer.name for layer in layers])
+    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"--codes: {place} holds no codes for this run ({error}): name a best.json of its layers, or {QUINTILE}"
+        ) from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status, as `errors.exit_status` has it."""
+    return exit_status(lambda: _run(argv))
+
+
+def _run(argv: list[str] | None) -> None:
+    description = "Trains an INT8 student under a run's configuration."
+    settings = options.parse(Settings, "python -m search.finetune", description, argv, _contradictions)
+    job = prepare(
+        config.Settings(
+            resume=settings.run, results=settings.results, data_dir=settings.data_dir, teacher=settings.teacher
+        )
+    )
+    output = _output(settings, job)
+    recipe = Recipe(**{entry.name: getattr(settings, entry.name) for entry in fields(Recipe)})
+    method = None if settings.correction == "none" else settings.correction
+    adaptation = Adaptation(job, read_codes(settings, job), method, recipe, output, settings.device)
+    memory.keep_freed_memory()
+    adapt(adaptation)
+    print(f"student in {output}")
+
+
+def _output(settings: Settings, job: Job) -> Path:
+    """The folder of the student; made if it is not there.
+
+    Raises:
+        InputError: it is no folder of this machine, cannot be written, or holds a student.
+    """
+    if settings.output is None and not job.folder.local:
+        raise InputError(f"--output must name a folder of this machine, for {job.folder} is in an object store")
+    output = Path(settings.output or job.folder.path)
+    try:
+        there = [name for name in (store.STUDENT, SUMMARY) if (output / name).exists()]
+        output.mkdir(parents=True, exist_ok=True)
+        (output / f"{SUMMARY}.tmp").touch()
+        (output / f"{SUMMARY}.tmp").unlink()
+    except (OSError, ValueError) as error:
+        raise InputError(f"--output {output} cannot be written ({error}): choose another folder") from error
+    if there:
+        raise InputError(f"{output} holds a student ({there[0]}): move it, or choose another --output")
+    return output
+
+
+def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
+    if settings.run is None:
+        yield {"run"}, "--run must name a run of --results: without it there is no teacher and no configuration"
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        yield {"device"}, "--device cuda: torch sees no GPU here, use --device cpu"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from approx_env.adapt.simulation import Simulation, _Instead, _Requantise
+
+
+def test_rounding_and_tap_pass_the_gradient(ramp):
+    """Codes 10 and 30 become 12 and 32; each pixel's gradient is that of the sum of eight codes, times a multiplier."""
+    simulation = Simulation(ramp, {"ramp": ((5, 12, 20, 32), 40)})
+    pixels = torch.tensor([[[[138, 138, 158, 158, 138, 158, 138, 158]]]], dtype=torch.uint8)
+    logits = simulation(pixels)
+    assert logits.tolist() == [[4 * (12 + 32) * 2**19 / 2**16 / 64] * 2]
+    logits[0, 0].backward()
+    unit = 2**19 / 2**16 / 64  # a logit of one more in its sum
+    assert simulation.weights[1].grad.tolist() == [[code * unit for code in (12, 12, 32, 32, 12, 32, 12, 32)], [0] * 8]
+    assert simulation.biases[1].grad.tolist() == [unit, 0]
+    assert simulation.gains[1].grad.tolist() == pytest.approx([4 * 44 * unit, 0])
+    assert simulation.biases[0].grad.item() == pytest.approx(8 * unit)
+    assert simulation.weights[0].grad.item() == pytest.approx(4 * (10 + 30) * unit)
+    assert simulation.gains[0].grad.item() == pytest.approx(4 * (10 + 30) * unit)
+
+
+def test_cut_codes_pass_no_gradient():
+    sums = torch.tensor([[-1.0, 0.0, 0.2, 100.0, 254.9, 255.0, 300.0]], requires_grad=True)
+    scale = torch.full((7,), 1.0, requires_grad=True)
+    codes = _Requantise.apply(sums, scale)
+    assert codes.tolist() == [[0, 0, 0, 100, 255, 255, 255]]
+    codes.sum().backward()
+    assert sums.grad.tolist() == [[0, 0, 1, 1, 1, 0, 0]]
+    assert scale.grad.tolist() == pytest.approx([0, 0, 0.2, 100, 254.9, 0, 0])
+
+
+def test_requantisation_has_the_gradient_of_what_is_not_rounded():
+    generator = torch.Generator().manual_seed(0)
+    sums = (torch.randn(3, 4, 5, 5, generator=generator, dtype=torch.float64) * 200).requires_grad_()
+    scale = torch.rand(4, 1, 1, generator=generator, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(3, 4, 5, 5, generator=generator, dtype=torch.float64)
+    found = torch.autograd.grad((_Requantise.apply(sums, scale) * weight).sum(), (sums, scale))
+    expected = torch.autograd.grad(((sums * scale).clamp(0, 255) * weight).sum(), (sums, scale))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_instead():
+    x = torch.tensor([0.4, 2.6], requires_grad=True)
+    y = _Instead.apply(x, x.round())
+    assert y.tolist() == [0, 3]
+    (y * torch.tensor([2.0, 5.0])).sum().backward()
+    assert x.grad.tolist() == [2, 5]
+
+
+def test_invalid_codes_are_refused(ramp):
+    with pytest.raises(ValueError, match="^codes must satisfy"):
+        Simulation(ramp, {"ramp": ((4, 3, 2, 1), 40)})
+
+
+def test_numbers_stay_within_what_engines_rely_on(ramp):
+    simulation = Simulation(ramp, {})
+    with torch.no_grad():
+        for weight, bias, gain in zip(simulation.weights, simulation.biases, simulation.gains, strict=True):
+            weight += 1e4
+            bias += 1e12
+            gain += 100
+    simulation.project()
+    conv, _, _, linear = simulation.network().nodes
+    assert conv.weight.max() == 127 and linear.weight.tolist() == [[64] * 8] * 2
+    assert np.abs(conv.bias).max() < 2**30
+
+
+def test_average_of_codes_rounds_halves_up():
+    """As `int8.nodes` says; the gradient is that of the mean."""
+    from approx_env.int8.network import Network
+    from approx_env.int8.nodes import GlobalAveragePool, Linear, Site
+
+    linear = Linear("last", ("pool",), weight=np.array([[1], [2]], np.int8), bias=np.zeros(2, np.int32),
+                    multiplier=np.ones(2, np.int32), relu=False, scale=65536.0, logits=True)  # fmt: skip
+    network = Network("m", ("0", "1"), (1, 1, 2), 1.0, 0, (Site("s", ("input",)), GlobalAveragePool("pool", ("s",)),
+                      linear), ())  # fmt: skip
+    simulation = Simulation(network, {})
+    logits = simulation(torch.tensor([[[[3, 4]]], [[[3, 3]]]], dtype=torch.uint8))
+    assert logits.tolist() == [[4, 8], [3, 6]]
