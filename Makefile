@@ -9,7 +9,7 @@ run: .venv/installed
 
 # What starts Ray runs after the rest, by itself: a search has a process for each core.
 test: .venv/installed
-	$(PYTEST) --numprocesses 2 --dist loadfile $(PURE)
+	$(PYTEST) --numprocesses 2 --dist worksteal $(PURE)
 	$(PYTEST) $(PURE:%=--ignore %)
 
 test-all: test

@@ -42,14 +42,14 @@ class Ended(KeyboardInterrupt):
         self.number = number
 
 
-def exit_status(command: Callable[[], int | None]) -> int:
-    """Runs a command and returns its exit status.
+def exit_status(command: Callable[[], int | None], received: list[int] | None = None) -> int:
+    """Runs a command and returns its exit status. Signals that came are put into `received`.
 
     That is 0 or what the command returns; 1 after a `Failure` and 2 for bad input, both told on stderr; 130 after
     Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; and 141, without a word, when nobody reads stdout any more.
     """
     _open_closed_streams()
-    received: list[int] = []
+    received = [] if received is None else received
     unread: list[bool] = []
     try:
         with _heard(received), _threads_that_write(unread):
@@ -87,7 +87,15 @@ def exit_status(command: Callable[[], int | None]) -> int:
 
 def run_module(name: str) -> int:
     """Runs the `main` of a module as a command. Signals are heard while the module is loaded, which takes seconds."""
-    return exit_status(lambda: importlib.import_module(name).main())
+    received: list[int] = []
+
+    def command() -> int | None:
+        module = importlib.import_module(name)
+        if received:  # a library that was being loaded has caught what it raised
+            raise Ended(received[0])
+        return module.main()
+
+    return exit_status(command, received)
 
 
 @contextlib.contextmanager

@@ -21,15 +21,13 @@ from search import config, finetune
 from search.job import prepare
 from search.results import store
 from tests import command
+from tests.command import PPO_ALEXNET
 from tests.twins import ENGINES, check_every_node
-
-SEARCH = "--layers alexnet --num-env-runners 0 --algorithm quintile"
-
 
 @pytest.fixture(scope="module")
 def finished() -> Path:
     """The folder of a finished search; copy it before anything is written."""
-    run = command.run(SEARCH)
+    run = command.run(f"{PPO_ALEXNET}2")
     assert run.status == 0, run.errors
     return run.folder
 
@@ -107,6 +105,7 @@ def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(folder, tmp_
 
 
 def test_bad_input_is_told_at_once(folder, tmp_path, capsys):
+    before = {path.name for path in folder.iterdir()}
     assert finetune.main([]) == 2
     assert capsys.readouterr().err == (
         "error: --run must name a run of --results: without it there is no teacher and no configuration\n"
@@ -125,10 +124,7 @@ def test_bad_input_is_told_at_once(folder, tmp_path, capsys):
     assert "--epochs must be at least 0" in refusal(capsys, folder, "--epochs", "-1")
     (tmp_path / "file").touch()
     assert "cannot be written" in refusal(capsys, folder, "--output", str(tmp_path / "file"))
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        {"baselines.parquet", "best.json", "episodes", "run.json", "top.parquet"}
-        | {path.name for path in folder.glob("lease.json")}
-    )
+    assert {path.name for path in folder.iterdir()} - {"lease.json"} == before
 
 
 def test_the_codes_own_tmax_is_used(folder, tmp_path):

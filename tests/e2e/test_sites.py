@@ -63,6 +63,7 @@ def resumed(run: Run, kept: int, folder: Path) -> Run:
     return Command("--resume", "r", "--num-env-runners", "1", "--address", command.node(), results=folder).finish()
 
 
+@pytest.mark.slow
 def test_a_random_search():
     run = command.run(COMPACT)
     check(run, 9, 90.8)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from approx_env.errors import ENDING, Failure, InputError, exit_status
+from approx_env.errors import ENDING, Failure, InputError, exit_status, run_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,6 +131,16 @@ def test_closed_streams_are_as_good_as_none(closed, tmp_path):
 
 
 COMMANDS = ["search.run", "search.report", "search.architecture", "cluster.check", "approx_env.training"]
+
+
+def test_a_signal_that_a_library_catches_while_it_is_loaded_still_ends_the_command(tmp_path, monkeypatch, capsys):
+    (tmp_path / "catching.py").write_text(
+        "import os, signal\ntry:\n os.kill(os.getpid(), signal.SIGTERM)\nexcept BaseException:\n pass\n"
+        "def main():\n print('goes on')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run_module("catching") == 143
+    assert capsys.readouterr() == ("", "interrupted\n")
 
 
 @pytest.mark.parametrize("module", COMMANDS)
