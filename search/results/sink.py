@@ -108,6 +108,8 @@ class _Sink:
                 return False
             try:
                 await self._write()
+                if self._trouble:  # a folder that was away may have kept the beginning of a part
+                    await asyncio.to_thread((self._folder / store.EPISODES).sweep)
                 self._trouble = None
             except Exception as error:  # whatever it is: nothing may be lost, and the user is told
                 self._trouble = f"{type(error).__name__}: {error}"

@@ -24,6 +24,7 @@ from tests import command
 from tests.command import PPO_ALEXNET
 from tests.twins import ENGINES, check_every_node
 
+
 @pytest.fixture(scope="module")
 def finished() -> Path:
     """The folder of a finished search; copy it before anything is written."""

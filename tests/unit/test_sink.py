@@ -211,6 +211,20 @@ def test_what_cannot_be_written_waits_for_the_next_attempt_and_is_told(folder, m
     assert (after.configurations, after.finished, after.waiting, after.trouble) == (3, 3, 0, None)
 
 
+def test_what_a_write_left_in_a_folder_that_went_away_is_removed_when_it_is_back(folder, monkeypatch):
+    async def script(actor):
+        fail_to_write(monkeypatch, 1)
+        waiting = asyncio.create_task(actor.add(message(0)))
+        await asyncio.sleep(0)
+        assert not await actor.flush()
+        (folder / store.EPISODES / ".part-0.parquet.0.tmp").touch()
+        assert await actor.flush()
+        await waiting
+
+    drive(folder, script)
+    assert not list(folder.rglob("*.tmp"))
+
+
 def test_regular_writing_goes_on_after_a_failure(folder, monkeypatch):
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
     fail_to_write(monkeypatch, 2)
