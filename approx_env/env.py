@@ -24,7 +24,7 @@ class CodeSpace(gym.spaces.MultiDiscrete):
     """`MultiDiscrete([256] * 4)` whose `sample()` gives codes `(t1, v1, t2, v2)` that are valid under `tmax`."""
 
     def __init__(self, tmax: int, seed: int | np.random.Generator | None = None):
-        super().__init__([calibration.CODE_COUNT] * len(tap.CODES), seed=seed)
+        super().__init__([tap.CODE_COUNT] * len(tap.CODES), seed=seed)
         self.tmax = tmax
 
     def sample(self, mask=None, probability=None) -> np.ndarray:
@@ -44,7 +44,7 @@ class BatchedCodeSpace(gym.spaces.Box):
     def __init__(self, space: CodeSpace, n: int):
         shape = (n, *space.shape)
         # As Gymnasium does, the batch begins with a copy of the single space's random stream.
-        super().__init__(0, calibration.CODE_COUNT - 1, shape, space.dtype, seed=deepcopy(space.np_random))
+        super().__init__(0, tap.CODE_COUNT - 1, shape, space.dtype, seed=deepcopy(space.np_random))
         self._space = space
 
     def sample(self, mask=None, probability=None) -> np.ndarray:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CODE_COUNT = 256
+from approx_env.tap import CODE_COUNT
+
 ZERO, SHARED, EXACT = 0, 1, 3  # kinds, as places in `cost.KINDS`; 2 is shared, too
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 CODES = ("t1", "v1", "t2", "v2")  # the order of an action, everywhere
 HIGHEST_CODE = 255
+CODE_COUNT = HIGHEST_CODE + 1
 LOWEST_TMAX = 4  # below it no valid codes exist
 
 

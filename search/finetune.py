@@ -13,6 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from approx_env.errors import InputError, exit_status, run_module
+
+if __name__ == "__main__":  # before the rest is loaded
+    sys.exit(run_module("search.finetune"))
+
 import torch
 
 from approx_env import options
@@ -20,7 +25,6 @@ from approx_env.adapt import correction, student
 from approx_env.adapt.finetune import Recipe
 from approx_env.adapt.simulation import Configuration
 from approx_env.engines import memory
-from approx_env.errors import InputError, exit_status
 from approx_env.options import option
 from search import config
 from search.job import Job, prepare
@@ -115,7 +119,3 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
         yield {"run"}, "--run must name a run of --results: without it there is no teacher and no configuration"
     if settings.device == "cuda" and not torch.cuda.is_available():
         yield {"device"}, "--device cuda: torch sees no GPU here, use --device cpu"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,15 +18,15 @@ if __name__ == "__main__":  # before the rest is loaded
     processes.prepare()
     sys.exit(run_module("search.sensitivity"))
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from approx_env import markdown
+from approx_env.env import measured
 from approx_env.int8 import cost
 from approx_env.int8.cost import KINDS
 from approx_env.scoring.calibration import Layer
-from approx_env.scoring.evaluator import Evaluator, Problem
+from approx_env.scoring.evaluator import Evaluator, Problem, Score
 from search import config
 from search.job import Job, default_name, note_on_images, prepare
 from search.results import store
@@ -86,12 +86,12 @@ def measure(problem: Problem) -> list[dict[str, Any]]:
             score = scorer.evaluate(
                 [layer.quintile if chosen else None for layer, chosen in zip(layers, approximated, strict=True)]
             )
-            fed = reads.get(name, covered)
+            outcome, fed = measured(score), reads.get(name, covered)
             rows.append(
                 {"layer": name, "setting": setting, **_codes(layers, name)}
                 | {"share_of_layers_macs": fed / max(1, covered), "share_of_all_macs": fed / everything}
-                | {each: getattr(score, "return_" if each == "return" else each) for each in SCORES}
-                | _shares(score.shares, covered / everything)
+                | {each: outcome[each] for each in SCORES}
+                | _shares(score)
             )
     return rows
 
@@ -102,13 +102,11 @@ def _codes(layers: Sequence[Layer], name: str) -> dict[str, int]:
     return dict(zip(store.CODE_FIELDS, *found, strict=True)) if found else {}
 
 
-def _shares(shares: np.ndarray, covered: float) -> dict[str, float]:
-    """Shares `(4,)` of the multiplications that read some layer, and of all, of which these are `covered`."""
-    of_all = shares * covered
-    of_all[KINDS.index("exact")] += 1 - covered
+def _shares(score: Score) -> dict[str, float]:
+    """Shares of the multiplications that read some layer, and of all."""
     return {
         f"{prefix}mac_{kind}": float(share)
-        for prefix, each in (("", shares), ("all_", of_all))
+        for prefix, each in (("", score.shares), ("all_", cost.of_all(score.shares, score.covered)))
         for kind, share in zip(KINDS, each, strict=True)
     }
 

@@ -18,9 +18,8 @@ def with_multiplier(node: Weighted, multiplier: np.ndarray) -> Weighted:
 
 def with_bias(node: Weighted, bias: np.ndarray) -> Weighted:
     """The node with `bias (out,) float`, rounded and cut to what its weights and multiplier leave room for."""
-    highest = np.minimum(nodes.HIGHEST_SUM - 1, _highest_product(node) // node.multiplier.astype(np.int64)) - _products(
-        node
-    )
+    highest_sum = np.minimum(nodes.HIGHEST_SUM - 1, _highest_product(node) // node.multiplier.astype(np.int64))
+    highest = highest_sum - _products(node)
     return replace(node, bias=np.clip(np.rint(bias), -highest, highest).astype(np.int32))
 
 

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 import numpy as np
 
 INPUT = "input"
-HIGHEST_CODE = 255
 SHIFT = 16  # a multiplier m stands for m / 2**SHIFT
 HALF = 1 << (SHIFT - 1)
 HIGHEST_MULTIPLIER = 2**24 - 1  # exact in float32

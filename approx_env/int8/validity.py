@@ -13,7 +13,6 @@ import numpy as np
 
 from approx_env.int8 import nodes
 from approx_env.int8.nodes import (
-    HIGHEST_CODE,
     INPUT,
     Addition,
     Concatenation,
@@ -26,6 +25,7 @@ from approx_env.int8.nodes import (
     Site,
     Weighted,
 )
+from approx_env.tap import HIGHEST_CODE
 
 if TYPE_CHECKING:
     from approx_env.int8.network import Network

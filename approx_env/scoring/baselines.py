@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from approx_env.lookup import CODE_COUNT, EXACT, SHARED, ZERO, Lookup
+from approx_env.lookup import EXACT, SHARED, ZERO, Lookup
 from approx_env.scoring.calibration import Calibration, percentile
+from approx_env.tap import CODE_COUNT
 
 BITS = (4, 3, 2)
 CODES = np.arange(CODE_COUNT)

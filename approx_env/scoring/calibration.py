@@ -13,7 +13,6 @@ from approx_env.errors import InputError
 from approx_env.int8.network import Network
 
 LOWEST_TMAX = 15
-CODE_COUNT = 256
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def percentile(histogram: np.ndarray, share: float) -> int:
 
 def observe(histogram: np.ndarray, depth: float) -> np.ndarray:
     """`[depth, mean / 255, std / 128, p90 / 255]` over all codes of `histogram (256,)`: `(4,) float32`."""
-    codes, total = np.arange(CODE_COUNT), max(1, histogram.sum())
+    codes, total = np.arange(tap.CODE_COUNT), max(1, histogram.sum())
     mean = (histogram * codes).sum() / total
     std = np.sqrt((histogram * (codes - mean) ** 2).sum() / total)
     return np.array([depth, mean / 255, std / 128, percentile(histogram, 90) / 255], np.float32)
@@ -104,12 +103,12 @@ def calibrate(
         InputError: a layer never has a nonzero code.
     """
     runner = engines.build(network, engine, device)
-    histograms = np.zeros((len(network.layers), CODE_COUNT), np.int64)
+    histograms = np.zeros((len(network.layers), tap.CODE_COUNT), np.int64)
     for images in batches:
         state = runner.start(images)
         for histogram in histograms:
             codes = runner.codes(state).cpu().byte()
-            histogram += np.bincount(codes.permute(0, *range(2, codes.dim()), 1).reshape(-1), minlength=CODE_COUNT)
+            histogram += np.bincount(codes.permute(0, *range(2, codes.dim()), 1).reshape(-1), minlength=tap.CODE_COUNT)
             state = runner.advance(state, None)
     layers = []
     for index, (name, histogram) in enumerate(zip(network.layers, histograms, strict=True)):

@@ -250,7 +250,7 @@ class Evaluation:
         return codes
 
     def _repeated(self, codes: np.ndarray | Lookup | None) -> Step | None:
-        """The step of the configuration before this one, if all codes so far are the same; a table is only itself."""
+        """The step of the configuration before this one, if all codes (or the very tables) so far are the same."""
         if self.layer < len(self._known) and np.array_equal(self._known[self.layer].codes, codes):
             return self._known[self.layer]
         self._known = []

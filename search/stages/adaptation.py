@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from approx_env.scoring.evaluator import Evaluator, Problem, Score
 from approx_env.teachers.checkpoint import Checkpoint
 from search.job import Job, describe
 from search.results import store
+from search.results.folder import Folder
 
 SUMMARY, CHECKPOINT = "finetune.json", "student.checkpoint"
 MEASUREMENTS = 10  # of validation during a training, at even distances
@@ -159,9 +159,7 @@ def _write(
     }
     student.write(adaptation.output / store.STUDENT, chosen, adaptation.configuration, job.teacher.about, made)
     summary = {"command": ["python", *sys.orig_argv[1:]], "time": about["started"], **made, "curve": curve}
-    temporary = adaptation.output / f"{SUMMARY}.tmp"
-    temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    temporary.replace(adaptation.output / SUMMARY)
+    Folder(adaptation.output).write_json(SUMMARY, summary)
     with suppress(FileNotFoundError):
         (adaptation.output / CHECKPOINT).unlink()
 

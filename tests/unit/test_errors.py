@@ -130,7 +130,8 @@ def test_closed_streams_are_as_good_as_none(closed, tmp_path):
     assert (tmp_path / "f").read_text() == "kept"
 
 
-COMMANDS = ["search.run", "search.report", "search.architecture", "cluster.check", "approx_env.training"]
+COMMANDS = ["search.run", "search.report", "search.architecture", "search.sensitivity", "search.finetune",
+            "cluster.check", "approx_env.training"]  # fmt: skip
 
 
 def test_a_signal_that_a_library_catches_while_it_is_loaded_still_ends_the_command(tmp_path, monkeypatch, capsys):
