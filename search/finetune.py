@@ -20,12 +20,12 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from approx_env import options
-from approx_env.adapt import correction, student
+from approx_env import options, tap
+from approx_env.adapt import correction, no_tail, student
 from approx_env.adapt.finetune import Recipe
 from approx_env.adapt.simulation import Configuration
 from approx_env.engines import memory
-from approx_env.options import option
+from approx_env.options import option, switch
 from search import config
 from search.job import Job, prepare
 from search.results import store
@@ -43,6 +43,9 @@ class Settings(Recipe):
     codes: str | None = option(
         None, f"best.json or a file like it, or {QUINTILE} (default: what the run chose)", metavar="FILE"
     )
+    no_tail: bool = switch(
+        False, "leaves no activation exact: tmax is 255, and codes begin where the squared error is least"
+    )
     correction: str = option(
         "deviation", "how requantisation is fitted before training", choices=("none", *correction.METHODS)
     )
@@ -59,6 +62,8 @@ def read_codes(settings: Settings, job: Job) -> Configuration:
         InputError: they cannot be read, or are not valid.
     """
     layers = job.problem.calibration.layers
+    if settings.no_tail:
+        return {layer.name: (no_tail.least_squares(layer.histogram), tap.HIGHEST_CODE) for layer in layers}
     if settings.codes == QUINTILE:
         return {layer.name: (layer.quintile, layer.tmax) for layer in layers}
     place = settings.codes or f"{job.folder}/{store.BEST}"
@@ -117,5 +122,7 @@ def _output(settings: Settings, job: Job) -> Path:
 def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
     if settings.run is None:
         yield {"run"}, "--run must name a run of --results: without it there is no teacher and no configuration"
+    if {"codes", "no_tail"} <= given:
+        yield {"codes", "no_tail"}, "--no-tail finds codes of its own: leave --codes out"
     if settings.device == "cuda" and not torch.cuda.is_available():
         yield {"device"}, "--device cuda: torch sees no GPU here, use --device cpu"

@@ -17,16 +17,16 @@ Source: Nagel et al., 'Data-free quantization through weight equalization and bi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from approx_env.adapt.requantisation import with_bias, with_multiplier
+from approx_env.adapt.requantisation import with_bias, with_multiplier, with_numbers
 from approx_env.engines.base import State, in_order
 from approx_env.engines.portable import PortableEngine
 from approx_env.int8.network import Network, pool_first
-from approx_env.int8.nodes import Node, Weighted
+from approx_env.int8.nodes import Weighted
 from approx_env.scoring.calibration import Calibration
 
 METHODS = ("mean", "deviation", "least-squares")
@@ -64,12 +64,7 @@ def correct(
     state = pairs.begin(images)
     for codes, layer in zip(configuration, calibration.layers, strict=True):
         state = pairs.advance(state, codes, layer.tmax)
-    return replace(network, nodes=tuple(_with_numbers(node, pairs.fitted.get(node.name)) for node in network.nodes))
-
-
-def _with_numbers(node: Node, fitted: Weighted | None) -> Node:
-    """The node with another's numbers; its inputs stay, which `pool_first` may have changed."""
-    return replace(node, multiplier=fitted.multiplier, bias=fitted.bias) if fitted else node
+    return with_numbers(network, pairs.fitted)
 
 
 class _Pairs(PortableEngine):

@@ -11,6 +11,7 @@ that begins like the one before it starts where they part.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -107,46 +108,57 @@ class Evaluator:
 
     def __init__(self, problem: Problem, cache_bytes: int = CACHE_BYTES):
         memory.keep_freed_memory()
+        self._problem = problem
         self.reward, self.energy = problem.reward, problem.energy
         self.calibration = problem.calibration
         self.labels = torch.tensor(problem.labels)
-        self.network = pool_first(problem.student or problem.network)
-        calibrated = tuple(layer.name for layer in problem.calibration.layers)
-        if calibrated != self.network.layers:
-            raise ValueError(
-                f"the calibration must be of layers {self.network.layers}, in this order, got {calibrated}"
-            )
-        self.readers = cost.readers(self.network)
-        self.covered = cost.covered(self.network, self.readers)
-        self.engine = engines.build(self.network, problem.engine, problem.device, self.readers)
+        self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in problem.network.attention}
+        self.exact_counts = np.zeros((len(problem.network.layers), len(cost.KINDS)), np.int64)  # of the exact teacher
         self.cache_bytes = cache_bytes
-        self.last: list[Step] = []  # of the configuration scored last, as far as it got
-        chunk = self.engine.chunk
-        chunks = [problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk)]
-        self.starts = [_start(self.engine, images) for images in chunks]
-        self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
-        self.exact_counts = np.zeros((len(self.network.layers), len(cost.KINDS)), np.int64)  # of the exact teacher
-        self.teacher_logits = torch.cat(self._taught(problem, chunks))
+        self._take(problem.network)
+        self.teacher_logits = torch.cat(self._taught())
         self.teacher_accuracy = distill.hard_accuracy(self.teacher_logits, self.labels)
+        if problem.student is not None:
+            self._take(problem.student)
         memory.give_back()
 
-    def _taught(self, problem: Problem, chunks: list[np.ndarray]) -> list[torch.Tensor]:
+    def with_student(self, student: Network | None) -> Evaluator:
+        """One of the same problem for another student; what the exact teacher said is shared.
+
+        Raises:
+            ValueError: its layers or attention layers are not the teacher's.
+        """
+        made = copy.copy(self)
+        made._take(student or self._problem.network)
+        return made
+
+    def _take(self, network: Network) -> None:
+        """Makes a network ready to be approximated."""
+        own, problem = pool_first(network), self._problem
+        calibrated = tuple(layer.name for layer in problem.calibration.layers)
+        if calibrated != own.layers:
+            raise ValueError(f"the calibration must be of layers {own.layers}, in this order, got {calibrated}")
+        if own.attention != problem.network.attention:
+            raise ValueError(f"a student must have its teacher's attention layers {problem.network.attention}")
+        self.network = own
+        self.readers = cost.readers(own)
+        self.covered = cost.covered(own, self.readers)
+        self.engine = engines.build(own, problem.engine, problem.device, self.readers)
+        self.last: list[Step] = []  # of the configuration scored last, as far as it got
+        chunk = self.engine.chunk
+        chunks = (problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk))
+        self.starts = [_start(self.engine, images) for images in chunks]
+
+    def _taught(self) -> list[torch.Tensor]:
         """The exact teacher's logits of each chunk of images; keeps its energies and counts its products."""
-        engine, starts = self.engine, iter(self.starts)
-        if problem.student is not None:
-            teacher = pool_first(problem.network)
-            if (teacher.layers, teacher.attention) != (self.network.layers, self.network.attention):
-                raise ValueError(f"a student must have its teacher's layers {teacher.layers} and attention layers")
-            engine = engines.build(teacher, problem.engine, problem.device, self.readers)
-            starts = (_start(engine, images) for images in chunks)
         logits = []
-        for state in starts:
+        for state in self.starts:
             for counts, name in zip(self.exact_counts, self.network.layers, strict=True):
-                state = engine.advance(state, None)
+                state = self.engine.advance(state, None)
                 counts += state.counts[0]
                 if name in self.teacher_energies:
                     self.teacher_energies[name].append(state.energy)
-            logits.append(engine.logits(state))
+            logits.append(self.engine.logits(state))
         return logits
 
     @property

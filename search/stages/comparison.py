@@ -67,14 +67,16 @@ def _row(name: str, limits: Sequence[int], validation: Outcome, test: Outcome, e
     row = {"baseline": name, "limits": tuple(limits)}
     for split, outcome in zip(SPLITS, (validation, test), strict=True):
         row |= {f"{split}_{key}": float(outcome[key]) for key in ("accuracy", "drop_points", "drop_error_points")}
-    for end, shares in (("", test["shares"]), ("_all", cost.of_all(test["shares"], test["covered"]))):
+    return row | costs(test) | {"energy_table": energy.name}
+
+
+def costs(outcome: Outcome) -> dict[str, float]:
+    """Shares of multiplications, of the layers' and of all, and relative energies."""
+    made = {}
+    for end, shares in (("", outcome["shares"]), ("_all", cost.of_all(outcome["shares"], outcome["covered"]))):
         zero, v1, v2, exact = map(float, shares)
-        row |= {f"mac_zero{end}": zero, f"mac_shared{end}": v1 + v2, f"mac_exact{end}": exact}
-    return row | {
-        "relative_energy_sites": float(test["relative_energy_sites"]),
-        "relative_energy": float(test["relative_energy"]),
-        "energy_table": energy.name,
-    }
+        made |= {f"mac_zero{end}": zero, f"mac_shared{end}": v1 + v2, f"mac_exact{end}": exact}
+    return made | {name: float(outcome[name]) for name in ("relative_energy_sites", "relative_energy")}
 
 
 def measures(row: Mapping[str, Any]) -> dict[str, Any]:

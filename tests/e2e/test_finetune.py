@@ -60,7 +60,7 @@ def test_a_student_is_made_scored_and_read_again(folder, capsys):
     found = student.read(folder / store.STUDENT)
     assert found.about["student"]["recipe"] == summary["recipe"]
     assert summary["recipe"] == {"epochs": 1, "batch_size": 32, "rate": 0.2, "temperature": 2.0, "labels": False,
-                                 "seed": 0}  # fmt: skip
+                                 "learn_codes": False, "seed": 0}  # fmt: skip
     best = json.loads((folder / store.BEST).read_text())
     assert found.about["student"]["layers"] == best["layers"]
     assert found.about["student"]["teacher_sha256"] == json.loads((folder / store.RUN).read_text())["teacher"]["sha256"]
@@ -82,6 +82,22 @@ def test_no_epochs_is_correction_alone(folder, tmp_path, capsys):
         "corrected", [], ["codes alone", "corrected"]
     )  # fmt: skip
     assert not (folder / store.STUDENT).exists()
+
+
+def test_learnt_codes_without_a_tail(folder, capsys):
+    """The student's file has the codes that it was scored with, and no multiplication is exact."""
+    assert finetune.main(arguments(folder, "--no-tail", "--learn-codes", "--epochs", "1", "--rate", "1")) == 0
+    summary = json.loads((folder / "finetune.json").read_text())
+    assert summary["test"]["mac_exact"] == 0
+    assert summary["test"]["mac_exact_all"] == pytest.approx(1 - summary["share_of_all_macs"])
+    found = student.read(folder / store.STUDENT)
+    assert all(tmax == 255 for _, tmax in found.configuration.values())
+    images, labels = prepare(config.Settings(resume="r", results=str(folder.parent))).dataset.load("test")
+    logits = reference.forward(found.network, images, found.configuration)[found.network.nodes[-1].name]
+    assert summary["test"]["accuracy"] == distill.hard_accuracy(logits, labels)
+    assert refusal(capsys, folder, "--no-tail", "--codes", "quintile") == (
+        "error: --no-tail finds codes of its own: leave --codes out\n"
+    )
 
 
 @pytest.mark.slow

@@ -387,7 +387,19 @@ def test_a_student_that_is_the_teacher_scores_the_same(problem):
     assert same(*(each.evaluate(problem.calibration.quintile) for each in (one, other)))
 
 
+def test_students_in_turn_score_as_each_does_alone(problem):
+    """And the evaluator that they came from goes on as before."""
+    owner, quintile = Evaluator(problem), problem.calibration.quintile
+    for method in ("mean", "deviation"):
+        student = correction.correct(problem.network, problem.calibration, quintile, problem.images, method)
+        alone = Evaluator(replace(problem, student=student))
+        assert same(owner.with_student(student).evaluate(quintile), alone.evaluate(quintile))
+    expected = Evaluator(problem).evaluate(quintile)
+    assert all(same(each.evaluate(quintile), expected) for each in (owner, owner.with_student(None)))
+
+
 def test_a_student_has_its_teachers_layers(problem, ramp):
-    teacher = replace(problem, network=ramp, student=problem.network)
-    with pytest.raises(ValueError, match=r"^a student must have its teacher's layers \('ramp',\)"):
-        Evaluator(teacher)
+    with pytest.raises(ValueError, match=r"^the calibration must be of layers \('ramp',\), in this order, got "):
+        Evaluator(replace(problem, student=ramp))
+    with pytest.raises(ValueError, match=r"^a student must have its teacher's attention layers \('one',"):
+        Evaluator(replace(problem, student=replace(problem.network, attention=())))
