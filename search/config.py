@@ -100,6 +100,12 @@ class Settings:
     tmax_offset: int = integer(10, "codes added to it", -255, high=255)
     max_acc_drop: float = number(2.0, "highest validation accuracy drop to choose from, points", low=0, high=100)
     top: int = integer(30, "best configurations to keep and validate", 1)
+    finetune_epochs: float | None = number(
+        None,
+        "makes a student in the end, as search.finetune does, by so many passes over train images (0: corrects only)",
+        low=0,
+        high=1000,
+    )
     sensitivity: bool = switch(False, "measure first what each layer alone costs, as search.sensitivity does")
     num_env_runners: int | None = integer(
         None,
@@ -218,6 +224,11 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.algorithm == "quintile" and (settings.budget != 1 or len(settings.seeds) != 1):
         text = "--algorithm quintile is one fixed configuration: --episodes must be 1 and --seeds one seed"
         yield {"algorithm", "episodes", "seeds"}, text
+    if settings.finetune_epochs is not None and "://" in settings.results:
+        text = (
+            "--finetune-epochs writes to a folder of this machine, and --results is none: use search.finetune --output"
+        )
+        yield {"finetune_epochs", "results"}, text
     if {"rungs", "search_images"} <= given:
         text = "--rungs says on how many images configurations are scored, and so does --search-images: leave one out"
         yield {"rungs", "search_images"}, text

@@ -29,7 +29,7 @@ from approx_env.options import option, switch
 from search import config
 from search.job import Job, prepare
 from search.results import store
-from search.stages.adaptation import SUMMARY, Adaptation, adapt
+from search.stages.adaptation import SUMMARY, Adaptation, adapt, chosen_codes
 
 QUINTILE = "quintile"
 
@@ -47,7 +47,7 @@ class Settings(Recipe):
         False, "leaves no activation exact: tmax is 255, and codes begin where the squared error is least"
     )
     correction: str = option(
-        "deviation", "how requantisation is fitted before training", choices=("none", *correction.METHODS)
+        correction.DEFAULT, "how requantisation is fitted before training", choices=("none", *correction.METHODS)
     )
     data_dir: str | None = option(None, "folder of the images (default: the run's)", metavar="DIR")
     teacher: str | None = option(None, ".int8.json of the teacher (default: the run's)", metavar="FILE")
@@ -66,13 +66,16 @@ def read_codes(settings: Settings, job: Job) -> Configuration:
         return {layer.name: (no_tail.least_squares(layer.histogram), tap.HIGHEST_CODE) for layer in layers}
     if settings.codes == QUINTILE:
         return {layer.name: (layer.quintile, layer.tmax) for layer in layers}
-    place = settings.codes or f"{job.folder}/{store.BEST}"
+    if settings.codes is None:
+        return chosen_codes(job)
     try:
-        text = Path(settings.codes).read_text() if settings.codes else job.folder.read(store.BEST)
-        return student.codes_of(json.loads(text)["layers"], [layer.name for layer in layers])
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        return student.codes_of(
+            json.loads(Path(settings.codes).read_text())["layers"], [layer.name for layer in layers]
+        )
+    except student.UNREADABLE as error:
         raise InputError(
-            f"--codes: {place} holds no codes for this run ({error}): name a best.json of its layers, or {QUINTILE}"
+            f"--codes: {settings.codes} holds no codes for this run ({error}): name a best.json of its layers, or "
+            f"{QUINTILE}"
         ) from error
 
 
@@ -92,7 +95,7 @@ def _run(argv: list[str] | None) -> None:
     output = _output(settings, job)
     recipe = Recipe(**{entry.name: getattr(settings, entry.name) for entry in fields(Recipe)})
     method = None if settings.correction == "none" else settings.correction
-    adaptation = Adaptation(job, read_codes(settings, job), method, recipe, output, settings.device)
+    adaptation = Adaptation(job, read_codes(settings, job), recipe, output, method, settings.device)
     memory.keep_freed_memory()
     adapt(adaptation)
     print(f"student in {output}")

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 from approx_env.errors import InputError, exit_status, run_module
 from search.workers import processes
@@ -17,9 +18,11 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
+from approx_env.adapt.finetune import Recipe
 from search import config, sensitivity
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.results import lease, store
+from search.stages.adaptation import Adaptation, adapt, chosen_codes
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
 
@@ -156,11 +159,22 @@ def _run(argv: list[str] | None) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     job = prepare(config.parse(argv))
-    if job.finished:
+    adapted = job.settings.finetune_epochs is None or is_there(job.folder, store.STUDENT)
+    if not job.finished:
+        announce(job)
+        search(job, _measured_before(job))
+    elif adapted:
         print(f"{job.folder} is finished: its results are in best.json")
-        return
-    announce(job)
-    search(job, _measured_before(job))
+    if not adapted:
+        _adapt(job)
+
+
+def _adapt(job: Job) -> None:
+    """Makes a student for what the run chose; Ray has ended, and the cores are free."""
+    torch.set_num_threads(max(1, job.settings.runners))
+    recipe = Recipe(job.settings.finetune_epochs)
+    adapt(Adaptation(job, chosen_codes(job), recipe, Path(job.folder.path)))
+    print(f"student in {job.folder}")
 
 
 def main(argv: list[str] | None = None) -> int:

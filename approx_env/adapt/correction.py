@@ -30,6 +30,7 @@ from approx_env.int8.nodes import Weighted
 from approx_env.scoring.calibration import Calibration
 
 METHODS = ("mean", "deviation", "least-squares")
+DEFAULT = "deviation"
 CHUNK = 32  # images whose float64 sums are in memory together
 
 
@@ -38,7 +39,7 @@ def correct(
     calibration: Calibration,
     configuration: Sequence[Sequence[int]],
     images: np.ndarray,
-    method: str = "deviation",
+    method: str = DEFAULT,
 ) -> Network:
     """The student of a teacher under a configuration: its nodes, with multipliers and biases that fit.
 

@@ -14,6 +14,7 @@ from approx_env.errors import InputError
 from approx_env.int8.network import Network
 from approx_env.teachers import store
 
+UNREADABLE = (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError)  # of codes in a JSON file
 OWN = ("format", "sha256", "file", "student")  # what a file says of itself, not of how its network was made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from approx_env.adapt import correction, student
 from approx_env.adapt.finetune import FineTuning, Recipe
 from approx_env.adapt.simulation import Configuration
 from approx_env.env import measured
+from approx_env.errors import InputError
 from approx_env.int8.network import Network
 from approx_env.scoring.evaluator import Evaluator, Problem, Score
 from approx_env.teachers.checkpoint import Checkpoint
@@ -38,9 +40,9 @@ class Adaptation:
 
     job: Job
     configuration: Configuration  # codes and tmax by layer, in forward order
-    method: str | None  # of the correction; None: the teacher's own numbers
     recipe: Recipe
     output: Path  # folder of what is written
+    method: str | None = correction.DEFAULT  # of the correction; None: the teacher's own numbers
     device: str = "cpu"
 
     def problem(self, split: str) -> Problem:
@@ -60,6 +62,20 @@ class Adaptation:
     def _with_tmax(self, problem: Problem) -> Problem:
         layers = (replace(layer, tmax=self.configuration[layer.name][1]) for layer in problem.calibration.layers)
         return replace(problem, calibration=replace(problem.calibration, layers=tuple(layers)))
+
+
+def chosen_codes(job: Job) -> Configuration:
+    """The codes and tmax that the run chose.
+
+    Raises:
+        InputError: it has not chosen, or they cannot be read.
+    """
+    try:
+        best = json.loads(job.folder.read(store.BEST))
+        return student.codes_of(best["layers"], job.problem.network.layers)
+    except student.UNREADABLE as error:
+        raise InputError(f"{job.folder / store.BEST} holds no codes of this run ({error}): finish it first, by "
+                         f"python -m search.run --resume {job.name}") from error  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from approx_env.adapt import student
 from approx_env.engines import reference
 from approx_env.scoring import distill
-from search import config, finetune
+from search import config, finetune, run
 from search.job import prepare
 from search.results import store
 from tests import command
@@ -28,9 +28,9 @@ from tests.twins import ENGINES, check_every_node
 @pytest.fixture(scope="module")
 def finished() -> Path:
     """The folder of a finished search; copy it before anything is written."""
-    run = command.run(f"{PPO_ALEXNET}2")
-    assert run.status == 0, run.errors
-    return run.folder
+    made = command.run(f"{PPO_ALEXNET}2")
+    assert made.status == 0, made.errors
+    return made.folder
 
 
 @pytest.fixture
@@ -98,6 +98,24 @@ def test_learnt_codes_without_a_tail(folder, capsys):
     assert refusal(capsys, folder, "--no-tail", "--codes", "quintile") == (
         "error: --no-tail finds codes of its own: leave --codes out\n"
     )
+
+
+def test_a_run_makes_a_student_in_the_end(capsys):
+    """And when it goes on: nothing is searched again for it."""
+    made = command.run("--layers alexnet --algorithm quintile --search-images 32 --finetune-epochs 0.2")
+    assert made.status == 0, made.errors
+    assert made.output.splitlines()[-1] == f"student in {made.folder}"
+    found = student.read(made.folder / store.STUDENT)
+    assert found.about["student"]["recipe"]["epochs"] == 0.2
+    assert found.about["student"]["layers"] == made.json(store.BEST)["layers"]
+    arrays = (made.folder / store.STUDENT_ARRAYS).read_bytes()
+    for name in (store.STUDENT, store.STUDENT_ARRAYS, "finetune.json"):
+        (made.folder / name).unlink()
+    assert run.main(["--resume", "r", "--results", str(made.folder.parent)]) == 0
+    assert (made.folder / store.STUDENT_ARRAYS).read_bytes() == arrays
+    capsys.readouterr()
+    assert run.main(["--resume", "r", "--results", str(made.folder.parent)]) == 0
+    assert capsys.readouterr().out == f"{made.folder} is finished: its results are in best.json\n"
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ UNITS = {
     "--max-acc-drop": "points",
     "--top": "configurations",
     "--sensitivity": "",
+    "--finetune-epochs": "passes",
     "--num-env-runners": "processes",
     "--address": "",
     "--results": "",
@@ -101,6 +102,7 @@ def test_bad_values_and_contradictions_are_reported_at_once():
 @pytest.mark.parametrize(
     ("argv", "flags"),
     [
+        ("--finetune-epochs 1 --results s3://b", ["--finetune-epochs", "--results"]),
         ("--data-dir here", ["--data-dir", "digits"]),
         ("--dataset digits --data-dir here", ["--data-dir", "digits"]),
         ("--dataset imagefolder", ["--dataset imagefolder", "--data-dir"]),
