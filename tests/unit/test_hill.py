@@ -84,5 +84,9 @@ def test_it_moves_tmax_where_that_is_searched():
     free = calibrated(15, 35, 255, search_tmax=True)
     search = hill.Search(free, 0, hill.Options(generation=100))
     first, *others = search.ask(100)
-    assert first == free.quintile == tuple((*codes, tmax) for codes, tmax in zip(CALIBRATION.quintile, free.tmax))
+    assert (
+        first
+        == free.quintile
+        == tuple((*codes, tmax) for codes, tmax in zip(CALIBRATION.quintile, free.tmax, strict=True))
+    )
     assert any(moved(one, first)[:, 4].any() for one in others)
