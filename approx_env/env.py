@@ -42,7 +42,7 @@ class CodeSpace(gym.spaces.MultiDiscrete):
 
 
 class BatchedCodeSpace(gym.spaces.Box):
-    """Codes `(n, 4)`, or `(n, 5)`, for `n` environments in lockstep; `sample()` gives codes that are valid for all of them.
+    """Codes `(n, 4)`, or `(n, 5)`, for `n` environments in lockstep; `sample()` gives codes that are valid for all.
 
     Args:
         space: of one of them. Its tmax, whenever a sample is drawn, is that of the layer that comes next.
@@ -94,9 +94,9 @@ class TapEnv(gym.Env):
     Terminates when every layer has its codes. Never truncates.
 
     ## Information
-    Every `info` has `tmax` of the layer that comes next. The last one has `codes (L, 4) int64` (or `(L, 5)`), `accuracy`,
-    `soft_accuracy`, `drop_points`, `kd`, `at`, `return`, the cost shares `layer_shares (L, 4)`, `shares (4,)`, and
-    the other fields of `Score`.
+    Every `info` has `tmax` of the layer that comes next. The last one has `codes (L, 4) int64` (or `(L, 5)`),
+    `accuracy`, `soft_accuracy`, `drop_points`, `kd`, `at`, `return`, the cost shares `layer_shares (L, 4)`,
+    `shares (4,)`, and the other fields of `Score`.
 
     ## Arguments
     `evaluator` is the problem; without one it is that of `model`'s shipped digits teacher and 256 search images, on

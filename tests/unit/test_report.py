@@ -22,9 +22,14 @@ def test_a_run_is_a_row(capsys):
     assert report.main([RUN, RUN]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| network | teacher on test, float / INT8 | search | episodes x seeds |")
-    assert lines[1] == "|---" * 8 + "|"
+    assert lines[1] == "|---" * 9 + "|"
     assert lines[2] == lines[3] and lines[2].startswith("| squeezenet | 88.4% / 88.4% | quintile | 1 x 1 |")
     assert len(lines) == 4
+
+
+def test_energy_is_told_with_its_table_where_the_run_has_one():
+    assert report._energy({"relative_energy": 0.12345, "table": "Jouppi 7 nm"}) == "0.123 (Jouppi 7 nm)"
+    assert report._energy(None) == "–"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -34,7 +34,7 @@ def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
         assert algorithms.find(name).Options(**space["options"]) == algorithms.find(name).Options()
     else:
         assert (trainable, space.seed, space.num_env_runners) == (TapPPO, 3, 2)
-        assert space.env_config == {"run": "r", "budget": 8, "iteration_episodes": 8}
+        assert space.env_config == {"run": "r", "budget": 8, "budget_exact": 0.5, "iteration_episodes": 8}
 
 
 def test_ppo_s_settings_reach_rllib():
