@@ -70,8 +70,10 @@ def _finished(folder: Folder) -> tuple[dict[str, Any], dict[str, Any], pd.DataFr
 
 
 def table(folders: Sequence[str | os.PathLike]) -> str:
-    """The whole table, runs in the order given."""
-    return markdown.table(HEADS, map(row, folders))
+    """The whole table, runs in the order given; without the last column if none of them knows its energy."""
+    rows = [row(folder) for folder in folders]
+    last = None if any(cells[-1] != NO_ENERGY for cells in rows) else -1
+    return markdown.table(HEADS[:last], [cells[:last] for cells in rows])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
