@@ -21,10 +21,11 @@ from approx_env.int8 import cost, energy
 from approx_env.int8.network import Network, pool_first
 from approx_env.int8.sites import with_sites
 from approx_env.scoring import calibration
-from approx_env.scoring.evaluator import Problem, Reward
+from approx_env.scoring.evaluator import Problem
 from approx_env.teachers import store as teachers
 from search import config
 from search.config import Settings
+from search.objectives import OBJECTIVES
 from search.results import inspection, lease, store
 from search.results.folder import Folder
 
@@ -49,8 +50,7 @@ class Job:
     @property
     def share_of_all_macs(self) -> float:
         """Share of the network's multiply-accumulates, in [0, 1], that read approximated codes; padding left out."""
-        moved = pool_first(self.problem.network)
-        return cost.covered(moved, cost.readers(moved))
+        return _covered(self.problem.network)
 
 
 def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", "test")) -> Job:
@@ -82,8 +82,9 @@ def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", 
     if problems:
         raise InputError(problems)
     network = with_sites(chosen.network, settings.sites)
+    _check_budget(settings, network)
     calibrated = _calibrated(settings, dataset, network)
-    reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
+    reward = OBJECTIVES[settings.objective].reward(settings)
     sizes = settings.rungs or (settings.search_images,)
     images, labels = dataset.load("search", sizes[-1])
     rungs = tuple(
@@ -104,6 +105,22 @@ def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", 
     return job
 
 
+def _covered(network: Network) -> float:
+    moved = pool_first(network)
+    return cost.covered(moved, cost.readers(moved))
+
+
+def _check_budget(settings: Settings, network: Network) -> None:
+    """Raises InputError if no configuration could keep the budget: what no layer feeds is always exact."""
+    covered = _covered(network)
+    if settings.budget_exact is not None and settings.budget_exact < 1 - covered:
+        more = " or take --sites all" if settings.sites == "standard" else ""
+        raise InputError(
+            f"--budget-exact {settings.budget_exact:g}: the layers feed {covered:.1%} of all multiplications, so that "
+            f"{1 - covered:.1%} stay exact whatever is chosen: give more than {1 - covered:.4g}{more}"
+        )
+
+
 def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
     """The calibration of a network, its layers in the network's order: codes and columns are joined to it by that."""
     images, _ = dataset.load("calibration", settings.calib_batches * settings.calib_batch_size)
@@ -112,6 +129,7 @@ def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> 
         np.split(images, settings.calib_batches),
         tmax_percentile=settings.tmax_percentile,
         tmax_offset=settings.tmax_offset,
+        search_tmax=settings.search_tmax,
         engine=settings.engine,
         device=settings.device,
     )
@@ -164,6 +182,7 @@ def _finished(folder: Folder, about: dict[str, Any]) -> bool:
         inspection.chosen(best, store.read(folder))
         inspection.check_top(folder, about)
         inspection.check_baselines(folder, about)
+        inspection.check_front(folder, about)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--resume: {folder}: its results are damaged ({error}): remove {store.BEST}, and they are made again"

@@ -21,6 +21,7 @@ import torch
 from approx_env.adapt.finetune import Recipe
 from search import config, sensitivity
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
+from search.objectives import OBJECTIVES
 from search.results import lease, store
 from search.stages.adaptation import Adaptation, adapt, chosen_codes
 
@@ -65,7 +66,8 @@ def search(job: Job, more: Mapping[str, bytes]) -> None:
             if settings.address != "local":
                 check_shared(job.folder, lease.FILE)
             info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
-                                problem.calibration.tmax, len(problem.labels))  # fmt: skip
+                                problem.calibration.tmax, len(problem.labels), OBJECTIVES[settings.objective].front,
+                                settings.budget_exact)  # fmt: skip
             if lease.renew(job.folder, owner):  # what came before may have taken long
                 raise InputError(f"another driver has taken {job.folder} over: leave it to that one")
             handle = sink.start(job.folder, info, problem, settings.top, owner)

@@ -49,7 +49,7 @@ def correct(
     Args:
         network: the exact teacher.
         calibration: of its layers; gives each layer's tmax.
-        configuration: `(t1, v1, t2, v2)` of every layer, in forward order.
+        configuration: `(t1, v1, t2, v2)` of every layer, in forward order; a fifth code is the layer's own tmax.
         images: calibration images `(n, c, h, w) uint8`; 512 will do.
         method: one of METHODS.
 
@@ -85,9 +85,9 @@ class _Pairs(PortableEngine):
         self._paired = True
         return State(0, {name: in_order(torch.cat([codes, codes])) for name, codes in tensors.items()})
 
-    def _tap(self, x, images, codes, tmax, weights, counts, attention):
+    def _tap(self, x, images, codes, weights, counts, attention):
         exact, student = x.chunk(2)
-        approximated, _ = super()._tap(student, len(student), codes, tmax, weights, counts, False)
+        approximated, _ = super()._tap(student, len(student), codes, weights, counts, False)
         return in_order(torch.cat([exact, approximated])), None
 
     def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

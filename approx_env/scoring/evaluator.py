@@ -29,7 +29,8 @@ from approx_env.lookup import Lookup
 from approx_env.scoring import distill, elementary
 from approx_env.scoring.calibration import Calibration
 
-Configuration = Sequence[Sequence[int] | None]  # (t1, v1, t2, v2) of every layer, in forward order; None: exact
+# (t1, v1, t2, v2) of every layer, in forward order, perhaps with its own tmax as a fifth code; None: exact
+Configuration = Sequence[Sequence[int] | None]
 Tables = Sequence[Lookup]  # of every layer, in forward order: what a baseline does
 FEW = 16  # images that are prepared together
 CACHE_BYTES = 128 * 2**20  # of the last configuration's states
@@ -63,6 +64,7 @@ class Score:
     covered: float  # share of all the network's multiplications that these layers feed
     relative_energy_sites: float  # energy of the multiplications that they feed over the exact network's, see `Energy`
     relative_energy: float  # the same over all multiplications; those that they do not feed are exact
+    mac_exact_all: float  # share of all multiplications that stay exact, those that no layer feeds among them
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Problem:
     """All that decides what a configuration scores, as plain arrays that travel between processes."""
 
     network: Network  # the INT8 teacher
-    calibration: Calibration  # fixes each layer's tmax
+    calibration: Calibration  # fixes each layer's tmax, where a configuration does not
     images: np.ndarray  # (n, c, h, w) uint8
     labels: np.ndarray  # (n,) int64
     reward: Reward  # how a return is made
@@ -84,7 +86,7 @@ class Problem:
 class Step:
     """What one layer's codes led to."""
 
-    codes: np.ndarray | Lookup | None  # (k, 4), or the table of a baseline; None where the layer stays exact
+    codes: np.ndarray | Lookup | None  # (k, 5), or the table of a baseline; None where the layer stays exact
     counts: np.ndarray  # (k, 4) int64
     at: list[float] | None  # AT terms of the k configurations, at an attention layer
     states: list[State] | None  # behind the layer, one a chunk of images; None once dropped
@@ -220,7 +222,9 @@ class Evaluation:
         return len(self._steps)
 
     def advance(self, codes: Sequence[Sequence[int]] | np.ndarray | Lookup | None) -> list[float]:
-        """Sets the next layer's codes `(k, 4)`, runs on to the layer after it, and returns the k rewards of this step.
+        """Sets the next layer's codes, runs on to the layer after it, and returns the k rewards of this step.
+
+        Codes are `(k, 4)`, or `(k, 5)` with each configuration's own tmax.
 
         A baseline gives its table instead of codes, and None leaves the layer exact: neither goes in lockstep.
 
@@ -256,10 +260,10 @@ class Evaluation:
             raise ValueError(f"{len(self._returns)} configurations are in lockstep, and codes for {count} came")
         if _alone(codes):
             return codes
-        codes = np.asarray(codes)
+        tmax = self._evaluator.calibration.tmax[self.layer]
         for one in codes:
-            tap.check(one, self._evaluator.calibration.tmax[self.layer])
-        return codes
+            tap.check(one, tmax)
+        return tap.complete(codes, tmax)
 
     def _repeated(self, codes: np.ndarray | Lookup | None) -> Step | None:
         """The step of the configuration before this one, if all codes (or the very tables) so far are the same."""
@@ -276,19 +280,18 @@ class Evaluation:
                 states, begin = list(step.states), depth
         if not self._evaluator.cache_bytes and self._steps:
             self._steps[-1].states = None  # each chunk's is freed as soon as it is used
-        for layer, again in enumerate(self._steps[begin:], begin):
-            states = self._through(layer, states, again.codes)
-        states = self._through(self.layer, states, codes)
+        for again in self._steps[begin:]:
+            states = self._through(states, again.codes)
+        states = self._through(states, codes)
         counts = sum(state.counts for state in states)
         attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_energies
         return Step(codes, counts, self._attention_terms(states) if attention else None, states)
 
-    def _through(self, layer: int, states: list[State], codes: np.ndarray | Lookup | None) -> list[State]:
-        """Takes every chunk of images through a layer, and out of `states`, so that it can be freed."""
-        engine, tmax = self._evaluator.engine, self._evaluator.calibration.tmax[layer]
+    def _through(self, states: list[State], codes: np.ndarray | Lookup | None) -> list[State]:
+        """Takes every chunk of images through the next layer, and out of `states`, so that it can be freed."""
         passed = []
         while states:
-            passed.append(engine.advance(states.pop(0), codes, tmax))
+            passed.append(self._evaluator.engine.advance(states.pop(0), codes))
         return passed
 
     def _attention_terms(self, states: list[State]) -> list[float]:
@@ -314,6 +317,7 @@ class Evaluation:
             at += step.at[k] if step.at else 0.0
         shares, layer_natural, natural = (cost.shares(each) for each in (counts.sum(0), owner.exact_counts,
                                                                          owner.exact_counts.sum(0)))  # fmt: skip
+        of_all = cost.of_all(shares, owner.covered)
         return {
             "accuracy": accuracy,
             "soft_accuracy": distill.soft_accuracy(logits, owner.labels),
@@ -327,7 +331,8 @@ class Evaluation:
             "zero_natural": float(natural[0]),
             "covered": owner.covered,
             "relative_energy_sites": owner.energy.relative(shares),
-            "relative_energy": owner.energy.relative(cost.of_all(shares, owner.covered)),
+            "relative_energy": owner.energy.relative(of_all),
+            "mac_exact_all": float(of_all[3]),
         }
 
 

@@ -17,11 +17,11 @@ from approx_env.scoring.baselines import Baseline
 from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.evaluator import Configuration, Evaluator
 from search.results import store
+from search.results.store import SPLITS
 from search.workers.runners import Runners
 
 CHOSEN = "chosen"
 INTERVAL = 1.96  # standard errors: 95 %
-SPLITS = ("validation", "test")
 Outcome = Mapping[str, Any]  # of `env.measured`
 
 
@@ -64,9 +64,14 @@ def rows(
 
 
 def _row(name: str, limits: Sequence[int], validation: Outcome, test: Outcome, energy: Energy) -> dict[str, Any]:
-    row = {"baseline": name, "limits": tuple(limits)}
+    return {"baseline": name, "limits": tuple(limits)} | told(validation, test, energy)
+
+
+def told(validation: Outcome, test: Outcome, energy: Energy) -> dict[str, Any]:
+    """What an approximation scored, as columns; shares and energies are those of the test images."""
+    row = {}
     for split, outcome in zip(SPLITS, (validation, test), strict=True):
-        row |= {f"{split}_{key}": float(outcome[key]) for key in ("accuracy", "drop_points", "drop_error_points")}
+        row |= {f"{split}_{key}": float(outcome[key]) for key in store.MEASURES}
     return row | costs(test) | {"energy_table": energy.name}
 
 
@@ -92,18 +97,23 @@ def parquet(compared: Sequence[Mapping[str, Any]], run: str, model: str, dataset
     return store.parquet(made, store.baselines_schema(layers))
 
 
+def drops(row: Mapping[str, Any]) -> list[str]:
+    """The drops on validation and on test, with a 95 % interval."""
+    return [
+        f"{row[f'{split}_drop_points']:.2f} ± {INTERVAL * row[f'{split}_drop_error_points']:.2f}" for split in SPLITS
+    ]
+
+
 def show(compared: Sequence[Mapping[str, Any]], energy: Energy) -> None:
     """Prints the rows; shares are of the test images."""
     shown = Table(box=box.SIMPLE)
     for head in ("zero / shared / exact, %", "drop, validation", "drop, test", "of the layers'", "of all", "energy"):
         shown.add_column(head, no_wrap=True)
     for row in compared:
-        drops = (f"{row[f'{split}_drop_points']:.2f} ± {INTERVAL * row[f'{split}_drop_error_points']:.2f}"
-                 for split in SPLITS)  # fmt: skip
         shares = (" / ".join(f"{100 * row[f'mac_{kind}{end}']:.1f}" for kind in ("zero", "shared", "exact"))
                   for end in ("", "_all"))  # fmt: skip
         energies = f"{row['relative_energy_sites']:.3f} / {row['relative_energy']:.3f}"
-        shown.add_row(row["baseline"], *drops, *shares, energies)
+        shown.add_row(row["baseline"], *drops(row), *shares, energies)
     Console(width=125, highlight=False).print(shown)
     print(
         "drop: points, with a 95 % interval of the difference on the same images\n"

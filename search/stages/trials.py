@@ -58,15 +58,16 @@ class LiveLine(threading.Thread):
             if progress.lost:
                 _thread.interrupt_main()
                 return
-            if progress.images != self._images or progress.best_return is None:
+            if progress.images != self._images or not progress.finished:
                 continue  # nothing to tell yet
             if progress.finished == shown and not terminal:
                 continue
             shown = progress.finished
             left = f"{(self._total - shown) / progress.rate:.0f} s left" if progress.rate else "time left unknown"
+            best = "none yet" if progress.best_return is None else f"{progress.best_return:.4f}"
             text = (
                 f"{shown}/{self._total} episodes, {progress.rate:.2f} episodes/s, {left}, "
-                f"best return so far {progress.best_return:.4f} on {self._images} images"
+                f"best return so far {best} on {self._images} images"
             )
             print(f"\r\033[K{text}" if terminal else text, end="" if terminal else "\n", flush=True)
         if terminal:
@@ -160,8 +161,10 @@ def _trainable(job: Job, seeds: dict) -> tuple[type, Any]:
     settings = job.settings
     algorithm = algorithms.find(settings.algorithm)
     options = algorithms.options(algorithm, settings)
-    where = {"run": job.name, "seed": seeds, "budget": settings.budget, "num_env_runners": settings.runners,
+    where = {"run": job.name, "seed": seeds, "budget": settings.budget,
+             "budget_exact": settings.budget_exact, "num_env_runners": settings.runners,
              "gpus": settings.gpus}  # fmt: skip
     if hasattr(algorithm, "trial"):
         return algorithm.trial(job.problem.calibration, options, **where)
-    return AskTellSearch, where | {"algorithm": settings.algorithm, "options": asdict(options)}
+    own = {"algorithm": settings.algorithm, "options": asdict(options), "objective": settings.objective}
+    return AskTellSearch, where | own

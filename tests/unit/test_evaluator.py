@@ -315,6 +315,32 @@ def test_lockstep_is_each_configuration_alone(evaluator):
         assert same(alone.scores[0], together.scores[k])
 
 
+def test_a_configuration_s_own_tmax_takes_the_place_of_the_calibrated_one(problem):
+    """As with a calibration that has it; alone and in lockstep, with and without states that are kept."""
+    evaluator, calibrated = Evaluator(problem), problem.calibration
+    limits = [[min(255, tmax - tmax // 5 + 30 * k) for tmax in calibrated.tmax] for k in range(3)]
+    expected, configurations = [], []
+    for tmax in limits:
+        layers = tuple(replace(layer, tmax=limit) for layer, limit in zip(calibrated.layers, tmax, strict=True))
+        other = Evaluator(replace(problem, calibration=replace(calibrated, layers=layers)))
+        expected.append(other.evaluate(calibrated.quintile))
+        configurations.append([(*codes, limit) for codes, limit in zip(calibrated.quintile, tmax, strict=True)])
+    together = evaluator.begin(3)
+    for codes in zip(*configurations, strict=True):
+        together.advance(codes)
+    for one, configuration, score in zip(expected, configurations, together.scores, strict=True):
+        assert same(one, score) and same(one, evaluator.evaluate(configuration))
+    assert len({score.mac_exact_all for score in expected}) == 3
+    same_tmax = [(*codes, tmax) for codes, tmax in zip(calibrated.quintile, calibrated.tmax, strict=True)]
+    assert same(evaluator.evaluate(same_tmax), evaluator.evaluate(calibrated.quintile))
+
+
+def test_the_share_of_all_that_stays_exact(evaluator):
+    score = evaluator.evaluate(evaluator.calibration.quintile)
+    assert 0 < evaluator.covered < 1
+    assert score.mac_exact_all == pytest.approx(score.shares[3] * evaluator.covered + 1 - evaluator.covered)
+
+
 def test_lockstep_wants_codes_for_all(evaluator):
     with pytest.raises(ValueError, match="^3 configurations are in lockstep, and codes for 1 came$"):
         evaluator.begin(3).advance([evaluator.calibration.quintile[0]])

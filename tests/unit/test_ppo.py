@@ -10,6 +10,7 @@ import pytest
 import ray
 import torch
 from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from search.algorithms.ppo import episodes, learner
 from search.algorithms.ppo.policy import LAYER
@@ -58,7 +59,7 @@ class Env:
 class Policy:
     """Draws actions that are 256 times the numbers."""
 
-    limits = (255, 255)
+    limits, draws = (255, 255), 4
 
     def draw(self, uniforms):
         layers = torch.arange(2)[:, None].expand(uniforms.shape[:2])
@@ -182,3 +183,28 @@ def test_env_runners_that_can_never_come_back_are_given_up(impatient):
     group.foreach_actor = lambda *arguments, **keywords: [dead, dead]
     with pytest.raises(ScoringFailed, match="every env runner is dead"):
         search_over(group, restores=False)._sample_remotely(32, "weights")
+
+
+def played(rewards: list[float], **info) -> SingleAgentEpisode:
+    """An episode with these rewards, whose last info is an outcome."""
+    episode = SingleAgentEpisode()
+    episode.add_env_reset(np.zeros(1), {})
+    for step, reward in enumerate(rewards, 1):
+        last = step == len(rewards)
+        episode.add_env_step(np.zeros(1), 0, reward, {"return": sum(rewards)} | info if last else {}, terminated=last)
+    return episode.to_numpy()
+
+
+def test_episodes_that_exceed_the_budget_have_less_return_than_those_that_keep_it():
+    sampled = [played([-0.25, 1.0], mac_exact_all=0.5), played([-0.5, 0.75], mac_exact_all=0.25),
+               played([-0.5, 1.5], mac_exact_all=0.625), played([0.0, 2.0], mac_exact_all=1.0)]  # fmt: skip
+    learner.keep_budget(sampled, 0.5)
+    assert [episode.get_rewards().tolist() for episode in sampled[:2]] == [[-0.25, 1.0], [-0.5, 0.75]]
+    assert [episode.get_return() for episode in sampled] == [0.75, 0.25, 0.25 - 0.125, 0.25 - 0.5]
+    assert [episode.get_rewards(0) for episode in sampled[2:]] == [-0.5, 0.0]  # of the other steps
+
+
+def test_without_a_budget_rewards_stay_as_they_are():
+    sampled = [played([-0.25, 1.0], mac_exact_all=0.5)]
+    learner.keep_budget(sampled, None)
+    assert sampled[0].get_rewards().tolist() == [-0.25, 1.0]

@@ -20,7 +20,8 @@ def message(episode: int, codes: int = 0, value: float = 0.5, trial: str = "rand
     """What a recorder sends: configuration number `codes`, with return `value`."""
     outcome = {name: 0.25 for name in ("accuracy", "soft_accuracy", "drop_points", "kd", "at")}
     outcome |= {"return": value, "shares": [0.25] * 4, "layer_shares": [[0.25] * 4] * 2}
-    outcome |= dict.fromkeys(("zero_natural", "covered", "relative_energy_sites", "relative_energy"), 0.5)
+    costs = ("zero_natural", "covered", "relative_energy_sites", "relative_energy", "mac_exact_all")
+    outcome |= dict.fromkeys(costs, 0.5)
     return {
         "trial": trial,
         "algorithm": "random",
@@ -76,7 +77,7 @@ def test_a_row_has_what_the_run_shares_and_what_the_episode_says(folder):
     assert set(row) == set(store.schema(LAYERS).names)
     assert (row["run"], row["model"], row["dataset"], row["search_images"]) == ("r", "squeezenet", "digits", 32)
     assert (row["trial"], row["episode_id"], row["episode"]) == ("random-seed0", "random-seed0-4", 4)
-    assert store.codes_of(row, LAYERS) == ((1, 2, 3, 7), (5, 6, 7, 8))
+    assert store.codes_of(row, LAYERS) == ((1, 2, 3, 7, 35), (5, 6, 7, 8, 255))
     assert (row["conv1_tmax"], row["fire2_tmax"], row["return"], row["mac_v1"]) == (35, 255, 0.75, 0.25)
     assert row["time"].timestamp() * 1000 == 1_700_000_000_004
 

@@ -81,7 +81,7 @@ def run(runner: EnvRunner, weights: Weights, first: int, count: int) -> list[Sin
 
 def draw(policy: CodePolicy, seed: int, numbers: Sequence[int]) -> dict[str, np.ndarray]:
     """Draws the episodes with these numbers, each from a stream of its own; as `CodePolicy.draw` has them."""
-    shape = len(policy.limits), 4
+    shape = len(policy.limits), policy.draws
     uniforms = np.stack([np.random.default_rng([seed, number]).random(shape, np.float32) for number in numbers], 1)
     return {name: column.cpu().numpy() for name, column in policy.draw(torch.from_numpy(uniforms)).items()}
 

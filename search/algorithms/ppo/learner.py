@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, repeat
 from typing import Any
@@ -31,6 +31,7 @@ from approx_env.scoring.calibration import Calibration
 from search.algorithms.ppo import Options, episodes
 from search.algorithms.ppo.episodes import Part
 from search.algorithms.ppo.policy import CodePolicy
+from search.objectives import OBJECTIVES, values
 from search.results import sink, store
 from search.stages import trainable
 from search.workers.runners import Losses, ScoringFailed, raised
@@ -90,6 +91,7 @@ class TapPPO(PPO):
             sampled = self._sample(min(wanted, self._budget - self._finished))
             if not sampled:  # all are done, and only the sink has not said so yet
                 return
+            keep_budget(sampled, self.config.env_config["budget_exact"])
             self._finished += len(sampled)
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             # RLlib shuffles minibatches with the global streams.
@@ -179,6 +181,16 @@ def _checked(part: Part) -> Part:
     return part
 
 
+def keep_budget(sampled: Sequence[SingleAgentEpisode], budget: float | None) -> None:
+    """Turns the last reward of episodes that exceed the budget, so that their returns become their `values`."""
+    objective = OBJECTIVES["return"]
+    scores = [objective.score(episode.get_infos(-1), budget) for episode in sampled]
+    for episode, score, value in zip(sampled, scores, values(scores), strict=True):
+        if score.excess:
+            reward = episode.get_rewards(-1) + value - score.objectives[0]
+            episode.set_rewards(new_data=np.asarray(reward, np.float32), at_indices=-1)
+
+
 def shares(first: int, wanted: int, runners: int, together: int) -> Iterator[tuple[int, int]]:
     """Cuts `wanted` episodes from number `first` on into chunks `(first, count)`, multiples of `together` but the last.
 
@@ -229,6 +241,7 @@ def configure(
     run: str,
     seed: Any,
     budget: int,
+    budget_exact: float | None,
     num_env_runners: int,
     gpus: float = 0,
 ) -> PPOConfig:
@@ -247,7 +260,10 @@ def configure(
     steps = iteration * layers
     return (
         PPOConfig(algo_class=TapPPO)
-        .environment(episodes.SearchEnv, env_config={"run": run, "budget": budget, "iteration_episodes": iteration})
+        .environment(
+            episodes.SearchEnv,
+            env_config={"run": run, "budget": budget, "budget_exact": budget_exact, "iteration_episodes": iteration},
+        )
         .env_runners(
             num_env_runners=num_env_runners,
             num_cpus_per_env_runner=1,
