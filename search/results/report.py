@@ -21,7 +21,7 @@ HEADS = (
     "best return of each seed, mean (lowest)", "drop on validation, points", "drop on test, points",
     " / ".join(KINDS), "energy of all multiplications",
 )  # fmt: skip
-NO_ENERGY = "–"  # of a run from before there was a cost model
+NO_ENERGY = "-"  # of a run from before there was a cost model
 
 
 def row(place: str | os.PathLike) -> tuple[str, ...]:

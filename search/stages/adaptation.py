@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from approx_env.adapt.simulation import Configuration
 from approx_env.env import measured
 from approx_env.errors import InputError
 from approx_env.int8.network import Network
-from approx_env.scoring.evaluator import Evaluator, Problem, Score
+from approx_env.scoring.evaluator import Evaluator, Score
 from approx_env.teachers.checkpoint import Checkpoint
 from search.job import Job, describe
 from search.results import store
@@ -45,23 +45,19 @@ class Adaptation:
     method: str | None = correction.DEFAULT  # of the correction; None: the teacher's own numbers
     device: str = "cpu"
 
-    def problem(self, split: str) -> Problem:
-        """What students are scored on: held-out images, and tmax as the configuration has it."""
-        return self._with_tmax(self.job.held_out[split])
-
     def corrected(self) -> Network:
         """The student before training."""
-        problem = self._with_tmax(self.job.problem)
+        job = self.job
         if self.method is None:
-            return problem.network
-        settings = self.job.settings
-        images, _ = self.job.dataset.load("calibration", settings.calib_batches * settings.calib_batch_size)
-        codes = [codes for codes, _ in self.configuration.values()]
-        return correction.correct(problem.network, problem.calibration, codes, images, self.method)
+            return job.problem.network
+        images, _ = job.dataset.load("calibration", job.settings.calib_batches * job.settings.calib_batch_size)
+        codes = whole(self.configuration)
+        return correction.correct(job.problem.network, job.problem.calibration, codes, images, self.method)
 
-    def _with_tmax(self, problem: Problem) -> Problem:
-        layers = (replace(layer, tmax=self.configuration[layer.name][1]) for layer in problem.calibration.layers)
-        return replace(problem, calibration=replace(problem.calibration, layers=tuple(layers)))
+
+def whole(configuration: Configuration) -> list[tuple[int, ...]]:
+    """t1, v1, t2, v2 and tmax of each layer, as evaluators take them."""
+    return [(*codes, tmax) for codes, tmax in configuration.values()]
 
 
 def chosen_codes(job: Job) -> Configuration:
@@ -96,7 +92,7 @@ def adapt(adaptation: Adaptation) -> None:
     Raises:
         InputError: the checkpoint is of another training.
     """
-    validation = Evaluator(adaptation.problem("validation"))
+    validation = Evaluator(adaptation.job.held_out["validation"])
     begin, candidates, curve = adaptation.corrected(), {}, []
     steps = {"codes alone": adaptation.job.problem.network, f"corrected by {adaptation.method or 'nothing'}": begin}
     for told, network in steps.items():
@@ -110,7 +106,7 @@ def adapt(adaptation: Adaptation) -> None:
     chosen = max([name for name in reversed(candidates) if name != "codes alone"],
                  key=lambda name: candidates[name].score.accuracy)  # fmt: skip
     student = candidates[chosen]
-    test = _scored(Evaluator(adaptation.problem("test")), student.network, student.configuration).score
+    test = _scored(Evaluator(adaptation.job.held_out["test"]), student.network, student.configuration).score
     _write(adaptation, candidates, chosen, test, curve)
     _closing_table(candidates, chosen, test)
 
@@ -155,7 +151,7 @@ def _trained(
 
 
 def _scored(evaluator: Evaluator, network: Network, configuration: Configuration) -> _Candidate:
-    score = evaluator.with_student(network).evaluate([codes for codes, _ in configuration.values()])
+    score = evaluator.with_student(network).evaluate(whole(configuration))
     return _Candidate(network, configuration, score)
 
 
@@ -176,7 +172,7 @@ def _write(
     test: Score,
     curve: list[dict[str, float]],
 ) -> None:
-    job, about, student_ = adaptation.job, describe(adaptation.job), candidates[chosen]
+    job, about, best = adaptation.job, describe(adaptation.job), candidates[chosen]
     made = {
         "run": job.name,
         "chosen": chosen,
@@ -190,7 +186,7 @@ def _write(
         "versions": about["versions"],
     }
     path = adaptation.output / store.STUDENT
-    student.write(path, student_.network, student_.configuration, job.teacher.about, made)
+    student.write(path, best.network, best.configuration, job.teacher.about, made)
     summary = {"command": ["python", *sys.orig_argv[1:]], "time": about["started"], **made, "curve": curve}
     Folder(adaptation.output).write_json(SUMMARY, summary)
     with suppress(FileNotFoundError):

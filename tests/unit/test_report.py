@@ -29,7 +29,7 @@ def test_a_run_is_a_row(capsys):
 
 def test_energy_is_told_with_its_table_where_the_run_has_one():
     assert report._energy({"relative_energy": 0.12345, "table": "Jouppi 7 nm"}) == "0.123 (Jouppi 7 nm)"
-    assert report._energy(None) == "–"
+    assert report._energy(None) == "-"
 
 
 def test_the_column_of_energies_is_there_if_one_of_the_runs_has_it(monkeypatch):
@@ -38,7 +38,7 @@ def test_the_column_of_energies_is_there_if_one_of_the_runs_has_it(monkeypatch):
     old, new, both = (report.table(runs).splitlines() for runs in (["old"], ["new"], ["old", "new"]))
     assert old[2] == "| 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 |" and "energy" not in old[0]
     assert new[2] == both[3] == "| 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 0.123 (Jouppi 7 nm) |"
-    assert both[2].endswith("| 8 | – |") and both[0].endswith("| energy of all multiplications |")
+    assert both[2].endswith("| 8 | - |") and both[0].endswith("| energy of all multiplications |")
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
