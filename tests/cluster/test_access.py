@@ -190,7 +190,7 @@ def test_workers_are_as_nice_as_the_command(alone):
     assert {os.getpriority(os.PRIO_PROCESS, number) for number in workers} == {wanted}
 
 
-@pytest.mark.parametrize("title", ["ray::TapPPO", "ray::SingleAgentEnvRunner"])
+@pytest.mark.parametrize("title", ["ray::TapPPO", "ray::SearchEnvRunner"])
 def test_whoever_runs_the_policy_rounds_as_on_every_cpu(alone, title):
     (number, *_) = alone.titled(title)
     told = dict(line.split("=", 1) for line in Path(f"/proc/{number}/environ").read_text().split("\0") if line)
@@ -263,4 +263,4 @@ def test_no_product_code_unpickles():
         )
         or (re.search(r"(?<!safetensors\.)torch\.load\(", line) and "weights_only=True" not in line)
     ]
-    assert found == ["search/workers/runners.py: return ray.get(ray.cloudpickle.loads(shared))"]
+    assert found == ["search/workers/session.py: return ray.get(ray.cloudpickle.loads(shared))"]

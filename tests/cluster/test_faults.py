@@ -61,7 +61,7 @@ def whole(folder: Path, arguments: str) -> None:
 def test_processes_of_ppo_that_are_killed():
     """An env runner in the middle of an episode, the sink, and the search itself: the fault test that is not slow."""
     running = Command(*PPO.split())
-    for victim in ("ray::SingleAgentEnvRunner", "ray::_Sink", "ray::TapPPO"):
+    for victim in ("ray::SearchEnvRunner", "ray::_Sink", "ray::TapPPO"):
         running.wait_for_rows(running.written() + 1)
         running.kill(victim)
     assert finished(running, PPO).equals(undisturbed(PPO))
@@ -202,7 +202,7 @@ def test_a_node_that_dies_and_comes_back(cluster):
     running.wait_for_rows(2)
     with running.held():
         actors = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE")], detail=True)
-        assert len({actor.node_id for actor in actors if actor.class_name == "SingleAgentEnvRunner"}) == 2
+        assert len({actor.node_id for actor in actors if actor.class_name == "SearchEnvRunner"}) == 2
         cluster.remove_node(worker(cluster), allow_graceful=False)
         written = running.written()
     running.wait_for_rows(written + 16 + 1)  # a whole iteration without the node

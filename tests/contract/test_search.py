@@ -246,6 +246,17 @@ def test_an_exception_in_scoring_is_said_and_ray_s_logs_are_kept(algorithm):
     assert ended.processes == () and ended.temporary == ()
 
 
+@pytest.mark.slow
+def test_env_runners_that_die_while_they_start_are_given_up():
+    """As when memory is too small: Ray alone would start them a thousand times."""
+    arguments = f"{PPO_ALEXNET}1 --search-images {SEARCH_IMAGES}".split()
+    ended = Command(*arguments, environment=broken.ENVIRONMENT | {"TAPSEARCH_TEST_BUG": "die"}).finish()
+    assert ended.status == 1
+    assert "scoring processes were lost 6 times in a row" in ended.errors and "memory" in ended.errors
+    assert "Traceback" not in ended.errors and ended.errors.count("Ray's logs are kept in ") == 1
+    assert ended.processes == () and ended.temporary == ()
+
+
 def test_a_search_that_learns_goes_on_from_its_rows(tmp_path):
     whole = command.run(ARGUMENTS["hill"])
     shutil.copytree(whole.folder, tmp_path / "r")

@@ -10,7 +10,7 @@ from approx_env.errors import InputError
 from search import algorithms
 from search.stages import trainable
 from search.stages.trainable import FAILURE, AskTellSearch
-from search.workers.runners import ScoringFailed
+from search.workers.losses import ScoringFailed
 
 TMAX = (15, 35)
 CALIBRATION = SimpleNamespace(tmax=TMAX, quintile=tuple(tap.quintile(tmax) for tmax in TMAX))
