@@ -158,13 +158,17 @@ def node() -> str:
     return Cluster(initialize_head=True, head_node_args=head).address
 
 
-@functools.cache
 def run(arguments: str, *, alone: bool = False) -> Run:
     """The finished run of `python -m search.run ARGUMENTS` on few images.
 
     Args:
         alone: on a Ray of its own, as a person has it; else on the one that tests share.
     """
+    return _run(arguments, alone)
+
+
+@functools.cache
+def _run(arguments: str, alone: bool) -> Run:
     place = [] if alone else ["--address", node()]
     return Command(*arguments.split(), *place, "--search-images", str(SEARCH_IMAGES)).finish()
 

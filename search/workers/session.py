@@ -49,7 +49,7 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
 
     Raises:
         InputError: no cluster answers there.
-        Failure: a process of Ray's has died; its logs are kept.
+        Failure: a node of its own does not start, or a process of Ray's has died; its logs are kept.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     variables = processes.SAME_BITS if same_bits else {}
@@ -91,6 +91,9 @@ def _start(temporary: Path, cores: int | None, variables: dict[str, str]) -> _Wa
         with processes.inherited(variables):
             ray.init(address="local", num_cpus=cores, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
                      _temp_dir=str(folder), **QUIET)  # fmt: skip
+    except Exception as error:  # Ray's are of many kinds; on a machine with too much to do it takes too long
+        raise Failure(f"Ray has not started ({error}): see that memory and processors are free, and start the command "
+                      "again") from error  # fmt: skip
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = enabled
         _restore(handlers)

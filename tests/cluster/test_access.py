@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,9 @@ from approx_env.teachers import store
 from search import run
 from search.results import report
 from search.workers import processes
-from tests.command import ROOT, Command, node
+from tests.cluster.test_ends import check
+from tests.command import PPO_ALEXNET, ROOT, Command
+from tests.command import run as finished
 
 RAY = [sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())"]
 HEAD, DASHBOARD = "127.0.0.1:6391", "127.0.0.1:8291"
@@ -150,7 +153,7 @@ def alone():
     running.wait_for_rows()
     yield running
     running.process.terminate()
-    running.finish()
+    check(running, 128 + signal.SIGTERM)
     shutil.rmtree(home)
 
 
@@ -219,10 +222,7 @@ REMADE = ("best.json", "top.parquet", "baselines.parquet")  # when a run ends, w
 
 
 def test_a_results_folder_from_a_stranger_runs_no_code(tmp_path, mark, capsys):
-    arguments = "--layers squeezenet_compact --episodes 4 --search-images 8 --top 1 --num-env-runners 0"
-    place = ["--address", node(), "--results", str(tmp_path), "--run-name", "r"]
-    assert run.main([*arguments.split(), *place]) == 0
-    folder, attack = tmp_path / "r", pickle.dumps(Attack(mark))
+    folder, attack = finished(f"{PPO_ALEXNET}2").folder, pickle.dumps(Attack(mark))
     written = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     assert not [path for path in written if path.suffix in (".pkl", ".pickle", ".pt", ".pth")]
     for name in written:

@@ -37,8 +37,8 @@ def finished(running: Command, arguments: str, *, status: int = 0) -> pd.DataFra
 
 @functools.cache
 def undisturbed(arguments: str) -> pd.DataFrame:
-    """The rows of a search that nothing happens to."""
-    return finished(Command(*arguments.split(), "--address", node()), arguments)
+    """The rows of a search that nothing happens to. How many processes score changes none."""
+    return finished(Command(*arguments.split(), "--num-env-runners", "0", "--address", node()), arguments)
 
 
 def rows_of(ended: Run) -> pd.DataFrame:
