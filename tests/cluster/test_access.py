@@ -20,7 +20,7 @@ from search import run
 from search.results import report
 from search.workers import processes
 from tests.cluster.test_ends import check
-from tests.command import PPO_ALEXNET, ROOT, Command
+from tests.command import LONGEST_SECONDS, PPO_ALEXNET, ROOT, Command
 from tests.command import run as finished
 
 RAY = [sys.executable, "-c", "import sys; from ray.scripts.scripts import main; sys.exit(main())"]
@@ -61,13 +61,13 @@ def head(home):
     process = subprocess.Popen(
         [*RAY, *start], env=environment(home), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
     )
-    end = time.monotonic() + 90
+    end = time.monotonic() + LONGEST_SECONDS
     while status("right token " + "a" * 64) != 200:
         assert process.poll() is None and time.monotonic() < end, (folder / "log").read_text()
         time.sleep(0.5)
     yield process
     process.terminate()
-    process.wait(60)
+    process.wait(LONGEST_SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -97,7 +97,7 @@ CLIENT = f"import ray; ray.init(address='{HEAD}', log_to_driver=False); print('i
 @pytest.mark.parametrize("token", [None, "wrong", "right"])
 def test_a_client(head, home, token):
     ended = subprocess.run(
-        [sys.executable, "-c", CLIENT], env=environment(home, token), capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CLIENT], env=environment(home, token), capture_output=True, text=True
     )
     assert ("in 2.0" in ended.stdout) == (ended.returncode == 0) == (token == "right"), ended.stderr
 
@@ -113,19 +113,19 @@ def test_a_node(head, home, token, tmp_path):
     try:
         if token == "right":
             count = "import ray; ray.init(address='%s', log_to_driver=False); print(len(ray.nodes()))" % HEAD  # noqa: UP031
-            end = time.monotonic() + 60
+            end = time.monotonic() + LONGEST_SECONDS
             while (
                 "2"
                 not in subprocess.run(
-                    [sys.executable, "-c", count], env=environment(home), capture_output=True, text=True, timeout=60
+                    [sys.executable, "-c", count], env=environment(home), capture_output=True, text=True
                 ).stdout
             ):
                 assert process.poll() is None and time.monotonic() < end
         else:
-            assert process.wait(90) != 0
+            assert process.wait(LONGEST_SECONDS) != 0
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(LONGEST_SECONDS)
 
 
 @pytest.mark.slow

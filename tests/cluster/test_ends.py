@@ -59,6 +59,6 @@ def test_nobody_reads_what_it_says(tmp_path):
     line = (
         f"{sys.executable} -m search.run {ENDLESS} --results {tmp_path} --run-name r | head -1; echo ${{PIPESTATUS[0]}}"
     )
-    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=LONGEST_SECONDS)
     assert ended.stdout.splitlines()[1:] == ["141"]
     assert ended.stderr == ""

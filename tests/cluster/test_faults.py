@@ -17,7 +17,7 @@ from ray.util.state import list_actors
 
 from search import run as search_run
 from search.results import store
-from tests.command import Command, Run, node
+from tests.command import LONGEST_SECONDS, Command, Run, node
 
 TOP = 5
 PROBLEM = f"--layers squeezenet_compact --top {TOP} "
@@ -217,7 +217,7 @@ def test_the_head_dies(cluster):
     running.wait_for_rows(2)
     with running.held():
         cluster.remove_node(cluster.head_node, allow_graceful=False)
-    running.process.wait(120)
+    running.process.wait(LONGEST_SECONDS)
     running.finish()
     resumed = Command("--resume", "r", "--num-env-runners", "2", results=running.folder.parent)
     assert finished(resumed, PPO).equals(undisturbed(PPO))
