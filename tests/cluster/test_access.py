@@ -96,9 +96,7 @@ CLIENT = f"import ray; ray.init(address='{HEAD}', log_to_driver=False); print('i
 @pytest.mark.slow
 @pytest.mark.parametrize("token", [None, "wrong", "right"])
 def test_a_client(head, home, token):
-    ended = subprocess.run(
-        [sys.executable, "-c", CLIENT], env=environment(home, token), capture_output=True, text=True
-    )
+    ended = subprocess.run([sys.executable, "-c", CLIENT], env=environment(home, token), capture_output=True, text=True)
     assert ("in 2.0" in ended.stdout) == (ended.returncode == 0) == (token == "right"), ended.stderr
 
 
