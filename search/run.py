@@ -136,7 +136,7 @@ def _tell_count(handle, job: Job) -> None:
         ray.get(handle.flush.remote(), timeout=5)
         progress = ray.get(handle.progress.remote(), timeout=5)
         count = progress.configurations
-        if progress.waiting:
+        if progress.waiting and progress.trouble:  # else they came after the end, and are scored again if it goes on
             print(f"{progress.waiting} finished configurations could not be written ({progress.trouble})", flush=True)
     except ray.exceptions.RayError:
         try:

@@ -18,12 +18,21 @@ from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 from approx_env.teachers import store
 
 MODELS = ("squeezenet", "alexnet")
+SEARCHES = ("e2e", "cluster")  # folders of tests that run searches
 CALIBRATION_IMAGES, SEARCH_IMAGES = 64, 24
 
 # The same examples on every run; `--hypothesis-profile explore` looks for new ones.
 hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile("fixed")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks
+def pytest_collection_modifyitems(items):
+    """Tests that run searches get one worker, one after another: they share a node of Ray, and runs that have ended."""
+    for item in items:
+        if item.path.parent.name in SEARCHES:
+            item.add_marker(pytest.mark.xdist_group("searches"))
 
 
 @pytest.fixture(scope="session", autouse=True)

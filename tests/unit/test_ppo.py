@@ -14,7 +14,9 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from search.algorithms.ppo import episodes, learner
 from search.algorithms.ppo.policy import LAYER
-from search.workers.runners import ScoringFailed
+from search.results import sink
+from search.stages.trainable import FAILURE
+from search.workers.losses import ScoringFailed
 
 
 @pytest.mark.parametrize("runners", [1, 2, 3, 8, 64])
@@ -208,3 +210,63 @@ def test_without_a_budget_rewards_stay_as_they_are():
     sampled = [played([-0.25, 1.0], mac_exact_all=0.5)]
     learner.keep_budget(sampled, None)
     assert sampled[0].get_rewards().tolist() == [-0.25, 1.0]
+
+
+class Starts:
+    """A sink that counts env runners that start, and refuses the third."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.reasons = 0, {}
+        self.starting, self.refuse, self.refused = (
+            SimpleNamespace(remote=method) for method in (self._starting, self.reasons.__setitem__, self.reasons.get)
+        )
+        monkeypatch.setattr(sink, "find", lambda run: self)
+        monkeypatch.setattr(ray, "get", lambda answer: answer)
+
+    def _starting(self, trial: str, count: int) -> None:
+        assert (trial, count) == ("ppo-seed5", 2)
+        self.count += 1
+        if self.count > 2:
+            raise ScoringFailed("lost too often")
+
+
+def start(index: int) -> episodes.SearchEnvRunner:
+    config = SimpleNamespace(env_config={"run": "r"}, seed=5, num_env_runners=2)
+    return episodes.SearchEnvRunner(config=config, worker_index=index)
+
+
+def test_an_env_runner_that_starts_is_counted_and_may_be_refused(monkeypatch):
+    starts = Starts(monkeypatch)
+    monkeypatch.setattr(episodes.SingleAgentEnvRunner, "__init__", lambda self, **arguments: None)
+    for index in (0, 1, 0, 2, 0):  # 0 is in the search's own process
+        start(index)
+    with pytest.raises(ScoringFailed, match="lost too often"):
+        start(1)
+    assert str(starts.reasons["ppo-seed5"]) == "lost too often"
+
+
+def test_what_keeps_an_env_runner_from_starting_is_told(monkeypatch):
+    starts = Starts(monkeypatch)
+    monkeypatch.setattr(episodes.SingleAgentEnvRunner, "__init__", Mock(side_effect=ValueError("no such engine")))
+    with pytest.raises(ScoringFailed, match="ValueError: no such engine"):
+        start(0)
+    assert "no such engine" in str(starts.reasons["ppo-seed5"])
+
+
+def set_up(monkeypatch, reason: Exception | None) -> learner.TapPPO:
+    """A search whose set-up fails, as RLlib's does without an env runner."""
+    Starts(monkeypatch).reasons["ppo-seed5"] = reason
+    monkeypatch.setattr(learner.PPO, "setup", Mock(side_effect=IndexError("list index out of range")))
+    search = object.__new__(learner.TapPPO)
+    search.setup({"env_config": {"run": "r", "budget": 4}, "seed": 5})
+    return search
+
+
+def test_a_search_whose_env_runners_cannot_start_ends_with_the_reason(monkeypatch):
+    reason = ScoringFailed("lost too often")
+    assert set_up(monkeypatch, reason).step() == {"done": True, FAILURE: reason}
+
+
+def test_a_set_up_that_fails_otherwise_is_left_to_tune_which_tries_again(monkeypatch):
+    with pytest.raises(IndexError):
+        set_up(monkeypatch, None)

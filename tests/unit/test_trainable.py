@@ -9,7 +9,7 @@ from approx_env.errors import InputError
 from search import algorithms
 from search.stages import trainable
 from search.stages.trainable import FAILURE, AskTellSearch
-from search.workers.runners import ScoringFailed
+from search.workers.losses import ScoringFailed
 from tests.calibrated import calibrated
 
 CALIBRATION = calibrated(15, 35)

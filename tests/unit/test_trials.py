@@ -14,7 +14,7 @@ from search.config import Settings
 from search.results.sink import Progress
 from search.stages import trials
 from search.stages.trainable import FAILURE, AskTellSearch
-from search.workers.runners import ScoringFailed
+from search.workers.losses import ScoringFailed
 
 CALIBRATION = Calibration(tuple(Layer(name, None, 35, np.zeros(4, np.float32)) for name in ("conv1", "fire2")), 90, 10)
 DONE = Progress(0, {"hill-seed0": 8, "hill-seed1": 3}, 32, 0, None, 0.0, 0, None, False)

@@ -34,7 +34,7 @@ from search.algorithms.ppo.policy import CodePolicy
 from search.objectives import OBJECTIVES, values
 from search.results import sink, store
 from search.stages import trainable
-from search.workers.runners import Losses, ScoringFailed, raised
+from search.workers.losses import Losses, ScoringFailed, raised
 
 EPOCHS = 8
 MINIBATCH_SHARE = 2  # a minibatch is this part of an iteration's steps
@@ -56,16 +56,25 @@ class TapPPO(PPO):
     iteration weights and Adam's moments go to the sink, from where a search that was cut off goes on.
     """
 
+    _refused: Exception | None = None  # why env runners cannot start
+
     @classmethod
     def default_resource_request(cls, config):
         return trainable.resources(config["num_env_runners"], config["num_gpus_per_env_runner"])
 
     def setup(self, config) -> None:
-        super().setup(config)
-        self._run, self._budget = self.config.env_config["run"], self.config.env_config["budget"]
-        self._trial = sink.trial_name("ppo", self.config.seed)
+        self._run, self._budget = config["env_config"]["run"], config["env_config"]["budget"]
+        self._trial = sink.trial_name("ppo", config["seed"])
         self._finished = 0
         handle = sink.find(self._run)
+        try:
+            super().setup(config)
+        except Exception:  # RLlib says no more than that an env runner does not answer
+            self._refused = ray.get(handle.refused.remote(self._trial))
+            if self._refused is None:
+                raise
+            self._set_up_metrics()  # Tune is still to be told
+            return
         stored = ray.get(handle.saved.remote(self._state_file))
         if stored is not None:
             state = safetensors.torch.load(stored)
@@ -80,6 +89,8 @@ class TapPPO(PPO):
 
     def step(self):
         try:
+            if self._refused:
+                raise self._refused
             result = super().step()
         except Exception as error:
             return trainable.ended_by(error)
@@ -265,6 +276,7 @@ def configure(
             env_config={"run": run, "budget": budget, "budget_exact": budget_exact, "iteration_episodes": iteration},
         )
         .env_runners(
+            env_runner_cls=episodes.SearchEnvRunner,
             num_env_runners=num_env_runners,
             num_cpus_per_env_runner=1,
             num_gpus_per_env_runner=gpus,
