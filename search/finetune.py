@@ -7,7 +7,6 @@ goes on where it stopped when it is given again.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -21,17 +20,15 @@ if __name__ == "__main__":  # before the rest is loaded
 import torch
 
 from approx_env import options
-from approx_env.adapt import correction, student
+from approx_env.adapt import correction
 from approx_env.adapt.finetune import Recipe
 from approx_env.adapt.simulation import Configuration
 from approx_env.engines import memory
 from approx_env.options import option
-from search import config
+from search import codes, config
 from search.job import Job, prepare
 from search.results import store
 from search.stages.adaptation import SUMMARY, Adaptation, adapt
-
-QUINTILE = "quintile"
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Settings(Recipe):
     run: str | None = option(None, "run of --results whose teacher, layers and images these are", metavar="RUN")
     results: str = option("results", "folder that holds the runs", metavar="DIR")
     codes: str | None = option(
-        None, f"best.json or a file like it, or {QUINTILE} (default: what the run chose)", metavar="FILE"
+        None, f"best.json or a file like it, or {codes.QUINTILE} (default: what the run chose)", metavar="FILE"
     )
     correction: str = option(
         "deviation", "how requantisation is fitted before training", choices=("none", *correction.METHODS)
@@ -58,17 +55,11 @@ def read_codes(settings: Settings, job: Job) -> Configuration:
     Raises:
         InputError: they cannot be read, or are not valid.
     """
-    layers = job.problem.calibration.layers
-    if settings.codes == QUINTILE:
-        return {layer.name: (layer.quintile, layer.tmax) for layer in layers}
+    if settings.codes == codes.QUINTILE:
+        return codes.quintile(job.problem.calibration)
     place = settings.codes or f"{job.folder}/{store.BEST}"
-    try:
-        text = Path(settings.codes).read_text() if settings.codes else job.folder.read(store.BEST)
-        return student.codes_of(json.loads(text)["layers"], [layer.name for layer in layers])
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"--codes: {place} holds no codes for this run ({error}): name a best.json of its layers, or {QUINTILE}"
-        ) from error
+    told = codes.read(place, None if settings.codes else lambda: job.folder.read(store.BEST))
+    return codes.checked(codes.layers_of(told, place), job.problem.network.layers, place)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -34,7 +34,7 @@ def announce(job: Job) -> None:
           f"INT8 {about['int8_accuracy']['validation']:.2%} on validation")  # fmt: skip
     if about["dataset"] != job.dataset.name:
         print(f"note: it was trained on {about['dataset']}, and the search runs on {job.dataset.name}")
-    if note := note_on_images(job):
+    if note := note_on_images(job.teacher, job.dataset):
         print(f"note: {note}")
     print(f"{network.model}: {len(network.layers)} layers{mixed}, which feed {job.share_of_all_macs:.1%} of all "
           f"multiplications, attention on {', '.join(network.attention)}")  # fmt: skip

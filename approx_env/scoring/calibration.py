@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,6 +54,10 @@ class Calibration:
         """The historical configuration."""
         return tuple(layer.quintile for layer in self.layers)
 
+    def with_tmax(self, limits: Mapping[str, int]) -> Calibration:
+        """The same with each layer's tmax as a configuration has it."""
+        return replace(self, layers=tuple(replace(layer, tmax=limits[layer.name]) for layer in self.layers))
+
     def table(self) -> str:
         """One line a layer: its starting codes, its tmax, and the share of nonzero codes approximated."""
         width = max(len(layer.name) for layer in self.layers) + 1
@@ -63,6 +67,12 @@ class Calibration:
             + f" tmax={layer.tmax} (p{self.percentile:g}{self.offset:+d}), {100 * layer.approximated:.1f} % of nonzero"
             for layer in self.layers
         )
+
+
+def uncounted(limits: Mapping[str, int]) -> Calibration:
+    """A calibration without images: each layer's tmax is given, and its histogram is empty."""
+    empty, nothing = np.zeros(tap.CODE_COUNT, np.int64), np.zeros(4, np.float32)
+    return Calibration(tuple(Layer(name, empty, tmax, nothing) for name, tmax in limits.items()), 100.0, 0)
 
 
 def percentile(histogram: np.ndarray, share: float) -> int:

@@ -60,8 +60,8 @@ class Adaptation:
         return [tuple(codes) for codes, _ in self.configuration.values()]
 
     def _with_tmax(self, problem: Problem) -> Problem:
-        layers = (replace(layer, tmax=self.configuration[layer.name][1]) for layer in problem.calibration.layers)
-        return replace(problem, calibration=replace(problem.calibration, layers=tuple(layers)))
+        limits = {name: tmax for name, (_, tmax) in self.configuration.items()}
+        return replace(problem, calibration=problem.calibration.with_tmax(limits))
 
 
 def adapt(adaptation: Adaptation) -> None:
