@@ -9,6 +9,7 @@ Weights are uint8 with zero point 128: runtimes for CPUs without VNNI let sums o
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,9 @@ class _Writer:
             list(self._constants.values()),
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-        helper.set_model_props(model, {"logit_scale": repr(network.logit_scale), "classes": "\n".join(network.classes)})
+        helper.set_model_props(
+            model, {"logit_scale": repr(network.logit_scale), "classes": json.dumps(network.classes)}
+        )
         onnx.checker.check_model(model, full_check=True)
         return model
 
