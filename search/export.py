@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from approx_env.errors import exit_status, run_module
+from approx_env.errors import InputError, exit_status, run_module
 from search.workers import processes
 
 if __name__ == "__main__":  # before the rest is loaded
@@ -95,6 +95,8 @@ def _run(argv: list[str] | None) -> None:
     torch.set_num_threads(1)
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-"):
+        if any(part.partition("=")[0] == "--codes" for part in argv):
+            raise InputError(f"--codes names what is exported, and so does {argv[0]}: leave one out")
         argv.insert(0, "--codes")
     settings = config.parse(argv, "search.export", DESCRIPTION, OPTIONS, Settings, _contradictions)
     bundle.check(Path(os.path.abspath(settings.output)), settings.force)  # before anything is computed

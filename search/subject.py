@@ -132,6 +132,10 @@ def _told(place: str | None) -> tuple[dict[str, Any], dict[str, Any] | None, str
     folder = Folder(place)
     try:
         about = inspection.run_json(folder)
+        arguments = about["arguments"]
+        odd = [name for name in ("dataset", "data_dir", "teacher") if not isinstance(arguments.get(name), str | None)]
+        if odd or arguments.get("sites") not in (None, *CHOICES):
+            raise ValueError(f"{store.RUN}: arguments.{(odd or ['sites'])[0]} is none that a search has")
     except (OSError, ValueError) as error:
         raise InputError(f"--codes: {folder} holds no run ({error}): name a folder that search.run wrote") from error
     best = f"{folder}/{store.BEST}"

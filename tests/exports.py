@@ -74,9 +74,9 @@ def joined() -> Network:
     generator = np.random.default_rng(0)
 
     def numbers(*shape: int, multiplier: int, logits: bool = False) -> dict:
-        return {"weight": generator.integers(-60, 61, shape).astype(np.int8),
-                "bias": generator.integers(0, 5000, shape[0]).astype(np.int32),
-                "multiplier": np.full(shape[0], multiplier, np.int32), "relu": True, "scale": 1.0, "logits": logits}  # fmt: skip
+        weight, bias = generator.integers(-60, 61, shape), generator.integers(0, 5000, shape[0])
+        own = {"weight": weight.astype(np.int8), "bias": bias.astype(np.int32), "relu": True, "scale": 1.0}
+        return own | {"multiplier": np.full(shape[0], multiplier, np.int32), "logits": logits}
 
     nodes = (
         Convolution("a", (INPUT,), stride=1, padding=1, **numbers(6, 2, 3, 3, multiplier=4000)),

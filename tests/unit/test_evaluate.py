@@ -1,6 +1,7 @@
 """Any codes on any split: the evaluator's own numbers, by command and from Python, with what follows from the codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -180,6 +181,16 @@ def test_bad_input(edited, made, tmp_path, capsys):
     assert "codes must satisfy 1 <= t1 < v1 < t2 < v2 <= tmax = 80" in refusal(
         capsys, "--codes", edited, "--model", MODEL, *few
     )
+
+
+@pytest.mark.parametrize("name, value", [("dataset", 5), ("data_dir", []), ("teacher", {}), ("sites", "some")])
+def test_a_run_json_that_no_search_wrote(name, value, tmp_path, capsys):
+    shutil.copytree(ROOT / "results" / "reference" / "squeezenet-quintile", tmp_path / "r")
+    about = json.loads((tmp_path / "r" / "run.json").read_text())
+    about["arguments"][name] = value
+    (tmp_path / "r" / "run.json").write_text(json.dumps(about))
+    told = refusal(capsys, "--codes", tmp_path / "r")
+    assert f"holds no run (run.json: arguments.{name} is none that a search has)" in told
 
 
 def test_python_takes_no_unknown_option():

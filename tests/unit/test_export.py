@@ -229,6 +229,7 @@ def test_bad_input(edited, tmp_path, capsys):
     out = ("--output", tmp_path / "out")
     assert "--format must be c, onnx, tables or verilog, got 'pdf'" in refusal(edited, "--format", "pdf", *out)
     assert "--split is for programs that read images" in refusal(edited, "--format", "onnx", "--split", "test", *out)
+    assert "leave one out" in refusal(edited, "--codes", edited, "--format", "c", *out)
     assert "is there" in refusal(edited, "--format", "c", "--output", tmp_path)
     assert "holds no run" in refusal(tmp_path, "--format", "c", *out)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]

@@ -32,7 +32,7 @@ COPIED = ("network.c", "main.c")
 NUMBERS_A_LINE = 24
 KINDS = {MaxPool: "MAX_POOL", GlobalAveragePool: "AVERAGE", Flatten: "FLATTEN", Addition: "ADDITION", Site: "TABLE"}
 TYPES = {"int8": "int8_t", "int32": "int32_t", "uint8": "uint8_t"}
-COMPILE = "cc -std=c99 -O3 network.c main.c -o network -lm"
+COMPILE = "cc -std=c99 -O3 network.c main.c -o ../network -lm"
 
 
 def write(deployment: Deployment, folder: Path) -> dict[str, Any]:

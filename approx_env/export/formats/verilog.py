@@ -19,7 +19,7 @@ from approx_env.tap import CODE_COUNT
 
 SOURCES = Path(__file__).parents[1] / "sources"
 COPIED = ("element.v", "total.v", "requantise.v", "mac.v")
-SIMULATE = "iverilog -g2005 -o testbench *.v && vvp testbench"
+SIMULATE = "iverilog -g2005 -o ../testbench *.v && vvp ../testbench"
 WINDOWS = 16  # of each node, that the element adds up: one of each golden image
 # Words of the element's input: an operation, and 32 bits for it.
 START, PRODUCT, CHECK_SUM, CHECK_MULTIPLICATIONS, CHECK_CODE, END = range(6)
