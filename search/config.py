@@ -175,11 +175,15 @@ def parse(
     command: str = "search.run",
     description: str = "Searches TAP codes for an INT8 CNN.",
     only: Collection[str] | None = None,
-) -> Settings:
+    table: type[options.Table] = Settings,
+    more: options.Contradictions | None = None,
+) -> options.Table:
     """Reads the command line.
 
     Args:
         only: names of the settings that the command takes.
+        table: what they are read into.
+        more: what else cannot hold together.
 
     Raises:
         InputError: with every problem there is.
@@ -188,10 +192,10 @@ def parse(
     argv = [re.sub(r"^--layers(?==|$)", "--model", part) for part in given]
 
     def contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
-        found = _contradictions(settings, given)
-        return (each for each in found if only is None or each[0] <= set(only))
+        yield from (each for each in _contradictions(settings, given) if only is None or each[0] <= set(only))
+        yield from more(settings, given) if more else ()
 
-    return options.parse(Settings, f"python -m {command}", description, argv, contradictions, only)
+    return options.parse(table, f"python -m {command}", description, argv, contradictions, only)
 
 
 # What may be given with --resume: where things are, and what has no influence on what is found.

@@ -7,7 +7,6 @@ goes on where it stopped when it is given again.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -21,17 +20,15 @@ if __name__ == "__main__":  # before the rest is loaded
 import torch
 
 from approx_env import options, tap
-from approx_env.adapt import correction, no_tail, student
+from approx_env.adapt import correction, no_tail
 from approx_env.adapt.finetune import Recipe
 from approx_env.adapt.simulation import Configuration
 from approx_env.engines import memory
 from approx_env.options import option, switch
-from search import config
+from search import codes, config
 from search.job import Job, prepare
 from search.results import store
-from search.stages.adaptation import SUMMARY, Adaptation, adapt, chosen_codes
-
-QUINTILE = "quintile"
+from search.stages.adaptation import SUMMARY, Adaptation, adapt
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Settings(Recipe):
     run: str | None = option(None, "run of --results whose teacher, layers and images these are", metavar="RUN")
     results: str = option("results", "folder that holds the runs", metavar="DIR")
     codes: str | None = option(
-        None, f"best.json or a file like it, or {QUINTILE} (default: what the run chose)", metavar="FILE"
+        None, f"best.json or a file like it, or {codes.QUINTILE} (default: what the run chose)", metavar="FILE"
     )
     no_tail: bool = switch(
         False, "leaves no activation exact: tmax is 255, and codes begin where the squared error is least"
@@ -61,22 +58,15 @@ def read_codes(settings: Settings, job: Job) -> Configuration:
     Raises:
         InputError: they cannot be read, or are not valid.
     """
-    layers = job.problem.calibration.layers
+    calibration = job.problem.calibration
     if settings.no_tail:
-        return {layer.name: (no_tail.least_squares(layer.histogram), tap.HIGHEST_CODE) for layer in layers}
-    if settings.codes == QUINTILE:
-        return {layer.name: (layer.quintile, layer.tmax) for layer in layers}
+        return {layer.name: (no_tail.least_squares(layer.histogram), tap.HIGHEST_CODE) for layer in calibration.layers}
     if settings.codes is None:
-        return chosen_codes(job)
-    try:
-        return student.codes_of(
-            json.loads(Path(settings.codes).read_text())["layers"], [layer.name for layer in layers]
-        )
-    except student.UNREADABLE as error:
-        raise InputError(
-            f"--codes: {settings.codes} holds no codes for this run ({error}): name a best.json of its layers, or "
-            f"{QUINTILE}"
-        ) from error
+        return codes.of_run(job.folder, job.problem.network.layers)
+    if settings.codes == codes.QUINTILE:
+        return codes.quintile(calibration)
+    layers = codes.layers_of(codes.read(settings.codes), settings.codes)
+    return codes.checked(layers, job.problem.network.layers, settings.codes)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -83,12 +83,12 @@ def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", 
         raise InputError(problems)
     network = with_sites(chosen.network, settings.sites)
     _check_budget(settings, network)
-    calibrated = _calibrated(settings, dataset, network)
+    found = calibrated(settings, dataset, network)
     reward = OBJECTIVES[settings.objective].reward(settings)
     sizes = settings.rungs or (settings.search_images,)
     images, labels = dataset.load("search", sizes[-1])
     rungs = tuple(
-        Problem(network, calibrated, images[:size], labels[:size], reward, settings.engine, settings.device, table)
+        Problem(network, found, images[:size], labels[:size], reward, settings.engine, settings.device, table)
         for size in sizes
     )
     held_out = {}
@@ -121,7 +121,7 @@ def _check_budget(settings: Settings, network: Network) -> None:
         )
 
 
-def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
+def calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
     """The calibration of a network, its layers in the network's order: codes and columns are joined to it by that."""
     images, _ = dataset.load("calibration", settings.calib_batches * settings.calib_batch_size)
     made = calibration.calibrate(
@@ -230,11 +230,7 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teachers.Teac
     network, file = chosen.network, chosen.about["file"]
     if network.model != settings.model:
         problems.append(f"teacher {file} is a {network.model}, and --model asks for {settings.model}")
-    if tuple(network.classes) != tuple(dataset.classes):
-        problems.append(
-            f"teacher {file} knows {_classes(network.classes, dataset.classes)}, and {dataset.name} has "
-            f"{_classes(dataset.classes, network.classes)}: give one that was trained on this dataset with --teacher"
-        )
+    problems += mismatch(dataset, chosen)
     wanted = settings.calib_batches * settings.calib_batch_size
     if wanted > dataset.size("calibration"):
         problems.append(
@@ -249,6 +245,17 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teachers.Teac
             f"{dataset.name} has {dataset.size('search')}: ask for fewer"
         )
     return problems
+
+
+def mismatch(dataset: data.Dataset, chosen: teachers.Teacher) -> list[str]:
+    """A sentence if a teacher knows other classes than a dataset has."""
+    own, others = chosen.network.classes, dataset.classes
+    if tuple(own) == tuple(others):
+        return []
+    return [
+        f"teacher {chosen.about['file']} knows {_classes(own, others)}, and {dataset.name} has "
+        f"{_classes(others, own)}: give one that was trained on this dataset with --teacher"
+    ]
 
 
 def _classes(own: Sequence[str], others: Sequence[str]) -> str:
@@ -272,7 +279,7 @@ def claim(job: Job) -> lease.Owner:
             episodes.create()
         owner = lease.take(job.folder, fresh=not job.earlier)
         if job.earlier:
-            again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": _commit()}
+            again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": commit()}
             job.folder.write_json(store.RUN, job.earlier | {"resumed": [*job.earlier.get("resumed", []), again]})
         else:
             job.folder.write_json(store.RUN, describe(job))
@@ -289,12 +296,12 @@ def differences(job: Job) -> list[str]:
     return [f"{name} {version}, was {then.get(name)}" for name, version in now.items() if version != then.get(name)]
 
 
-def note_on_images(job: Job) -> str | None:
+def note_on_images(teacher: teachers.Teacher, dataset: data.Dataset) -> str | None:
     """Says so if the teacher was trained on other images under the dataset's name; None if not, or nobody knows."""
-    about = job.teacher.about
-    if about["dataset"] != job.dataset.name or about.get("images", job.dataset.digest) == job.dataset.digest:
+    about = teacher.about
+    if about["dataset"] != dataset.name or about.get("images", dataset.digest) == dataset.digest:
         return None
-    return f"the teacher was trained on other images than {job.dataset.name} has now, perhaps on some that test it"
+    return f"the teacher was trained on other images than {dataset.name} has now, perhaps on some that test it"
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -315,7 +322,7 @@ def describe(job: Job) -> dict[str, Any]:
             layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in job.problem.calibration.layers
         },
         "cost": asdict(job.problem.energy) | {"scope": energy.SCOPE},
-        "commit": _commit(),
+        "commit": commit(),
         "versions": _versions(),
         "python": sys.version.split()[0],
         "cpu_threads": os.cpu_count(),
@@ -330,7 +337,7 @@ def _versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this source tree, with '-dirty' if files differ from it; None where it is no git checkout."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:

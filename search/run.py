@@ -19,11 +19,11 @@ if __name__ == "__main__":  # before the rest is loaded
 import torch
 
 from approx_env.adapt.finetune import Recipe
-from search import config, sensitivity
+from search import codes, config, sensitivity
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.objectives import OBJECTIVES
 from search.results import lease, store
-from search.stages.adaptation import Adaptation, adapt, chosen_codes
+from search.stages.adaptation import Adaptation, adapt
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
 
@@ -38,7 +38,7 @@ def announce(job: Job) -> None:
           f"INT8 {about['int8_accuracy']['validation']:.2%} on validation")  # fmt: skip
     if about["dataset"] != job.dataset.name:
         print(f"note: it was trained on {about['dataset']}, and the search runs on {job.dataset.name}")
-    if note := note_on_images(job):
+    if note := note_on_images(job.teacher, job.dataset):
         print(f"note: {note}")
     print(f"{network.model}: {len(network.layers)} layers{mixed}, which feed {job.share_of_all_macs:.1%} of all "
           f"multiplications, attention on {', '.join(network.attention)}")  # fmt: skip
@@ -175,7 +175,7 @@ def _adapt(job: Job) -> None:
     """Makes a student for what the run chose; Ray has ended, and the cores are free."""
     torch.set_num_threads(max(1, job.settings.runners))
     recipe = Recipe(job.settings.finetune_epochs)
-    adapt(Adaptation(job, chosen_codes(job), recipe, Path(job.folder.path)))
+    adapt(Adaptation(job, codes.of_run(job.folder, job.problem.network.layers), recipe, Path(job.folder.path)))
     print(f"student in {job.folder}")
 
 

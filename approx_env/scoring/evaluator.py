@@ -188,6 +188,14 @@ class Evaluator:
         Raises:
             ValueError: codes missing, too many or invalid; nothing is computed then.
         """
+        return self.taken(configuration).scores[0]
+
+    def taken(self, configuration: Configuration | Tables) -> Evaluation:
+        """Takes a whole configuration through the network, as `evaluate` does, to ask more of it than its score.
+
+        Raises:
+            ValueError: as `evaluate`.
+        """
         tmax = self.calibration.tmax
         if len(configuration) != len(tmax):
             raise ValueError(f"a configuration has codes for {len(tmax)} layers, got {len(configuration)}")
@@ -197,7 +205,7 @@ class Evaluator:
         evaluation = self.begin()
         for codes in configuration:
             evaluation.advance(codes if _alone(codes) else [codes])
-        return evaluation.scores[0]
+        return evaluation
 
 
 def _start(engine: Engine, images: np.ndarray) -> State:
@@ -220,6 +228,12 @@ class Evaluation:
     def layer(self) -> int:
         """Index of the next layer."""
         return len(self._steps)
+
+    def logits(self) -> list[torch.Tensor]:
+        """Each configuration's logits `(n, classes) float64`, once every layer has its codes."""
+        engine = self._evaluator.engine
+        chunks = [engine.logits(state).chunk(len(self._returns)) for state in self._steps[-1].states]
+        return [torch.cat([chunk[k] for chunk in chunks]) for k in range(len(self._returns))]
 
     def advance(self, codes: Sequence[Sequence[int]] | np.ndarray | Lookup | None) -> list[float]:
         """Sets the next layer's codes, runs on to the layer after it, and returns the k rewards of this step.
@@ -304,9 +318,7 @@ class Evaluation:
 
     def _outcomes(self) -> list[dict]:
         """What each finished student's logits and counts say."""
-        owner = self._evaluator
-        logits = [owner.engine.logits(state).chunk(len(self._returns)) for state in self._steps[-1].states]
-        return [self._outcome(k, torch.cat([part[k] for part in logits])) for k in range(len(self._returns))]
+        return [self._outcome(k, logits) for k, logits in enumerate(self.logits())]
 
     def _outcome(self, k: int, logits: torch.Tensor) -> dict:
         owner = self._evaluator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Mapping
@@ -20,10 +19,10 @@ from approx_env.adapt import correction, student
 from approx_env.adapt.finetune import FineTuning, Recipe
 from approx_env.adapt.simulation import Configuration
 from approx_env.env import measured
-from approx_env.errors import InputError
 from approx_env.int8.network import Network
 from approx_env.scoring.evaluator import Evaluator, Score
 from approx_env.teachers.checkpoint import Checkpoint
+from search import codes
 from search.job import Job, describe
 from search.results import store
 from search.results.folder import Folder
@@ -51,27 +50,8 @@ class Adaptation:
         if self.method is None:
             return job.problem.network
         images, _ = job.dataset.load("calibration", job.settings.calib_batches * job.settings.calib_batch_size)
-        codes = whole(self.configuration)
-        return correction.correct(job.problem.network, job.problem.calibration, codes, images, self.method)
-
-
-def whole(configuration: Configuration) -> list[tuple[int, ...]]:
-    """t1, v1, t2, v2 and tmax of each layer, as evaluators take them."""
-    return [(*codes, tmax) for codes, tmax in configuration.values()]
-
-
-def chosen_codes(job: Job) -> Configuration:
-    """The codes and tmax that the run chose.
-
-    Raises:
-        InputError: it has not chosen, or they cannot be read.
-    """
-    try:
-        best = json.loads(job.folder.read(store.BEST))
-        return student.codes_of(best["layers"], job.problem.network.layers)
-    except student.UNREADABLE as error:
-        raise InputError(f"{job.folder / store.BEST} holds no codes of this run ({error}): finish it first, by "
-                         f"python -m search.run --resume {job.name}") from error  # fmt: skip
+        whole = codes.whole(self.configuration)
+        return correction.correct(job.problem.network, job.problem.calibration, whole, images, self.method)
 
 
 @dataclass(frozen=True)
@@ -151,7 +131,7 @@ def _trained(
 
 
 def _scored(evaluator: Evaluator, network: Network, configuration: Configuration) -> _Candidate:
-    score = evaluator.with_student(network).evaluate(whole(configuration))
+    score = evaluator.with_student(network).evaluate(codes.whole(configuration))
     return _Candidate(network, configuration, score)
 
 

@@ -15,13 +15,13 @@ from approx_env.int8.energy import SCOPE, Energy
 from approx_env.scoring import baselines
 from approx_env.scoring.baselines import Baseline
 from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.distill import INTERVAL
 from approx_env.scoring.evaluator import Configuration, Evaluator
 from search.results import store
 from search.results.store import SPLITS
 from search.workers.runners import Runners
 
 CHOSEN = "chosen"
-INTERVAL = 1.96  # standard errors: 95 %
 Outcome = Mapping[str, Any]  # of `env.measured`
 
 

@@ -146,7 +146,7 @@ def test_bad_input_is_told_at_once(folder, tmp_path, capsys):
         "error: --run must name a run of --results: without it there is no teacher and no configuration\n"
     )
     assert "holds no run to go on with" in refusal(capsys, folder.parent / "x" / "r")
-    assert "--codes: /nowhere holds no codes for this run" in refusal(capsys, folder, "--codes", "/nowhere")
+    assert "--codes: /nowhere holds no codes for this network" in refusal(capsys, folder, "--codes", "/nowhere")
     best = json.loads((folder / store.BEST).read_text())
     best["layers"]["conv1"]["t1_code"] = 200
     (tmp_path / "mine.json").write_text(json.dumps(best))

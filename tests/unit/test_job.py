@@ -210,7 +210,7 @@ def test_a_teacher_of_other_images_is_noted(tmp_path, digits):
     for said, noted in (({}, False), ({"images": digits.digest}, False), ({"images": "another"}, True),
                         ({"images": "another", "dataset": "cifar10"}, False)):  # fmt: skip
         other = replace(made, teacher=replace(made.teacher, about=about | said))
-        assert (job.note_on_images(other) is not None) == noted
+        assert (job.note_on_images(other.teacher, other.dataset) is not None) == noted
 
 
 def test_calibrated_layers_are_joined_by_name(tmp_path, monkeypatch):
