@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from approx_env.scoring.evaluator import Reward
+from approx_env.scoring.reward import Reward
 
 
 @dataclass(frozen=True)

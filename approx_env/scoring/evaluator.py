@@ -28,22 +28,13 @@ from approx_env.int8.network import Network, pool_first
 from approx_env.lookup import Lookup
 from approx_env.scoring import distill, elementary
 from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.reward import Reward
 
 # (t1, v1, t2, v2) of every layer, in forward order, perhaps with its own tmax as a fifth code; None: exact
 Configuration = Sequence[Sequence[int] | None]
 Tables = Sequence[Lookup]  # of every layer, in forward order: what a baseline does
 FEW = 16  # images that are prepared together
 CACHE_BYTES = 128 * 2**20  # of the last configuration's states
-
-
-@dataclass(frozen=True)
-class Reward:
-    """How the parts of a score add up to its return."""
-
-    accuracy: str = "hard"  # 'hard' or 'soft': which accuracy the return rewards
-    kd_temperature: float = 2.0  # T of the KD loss, > 0
-    kd_weight: float = 1.0  # >= 0
-    at_weight: float = 1.0  # >= 0
 
 
 @dataclass(frozen=True)
