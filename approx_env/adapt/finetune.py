@@ -28,7 +28,7 @@ from approx_env.teachers.precision import bf16_in_hardware
 BETAS = (0.9, 0.99)  # of Adam
 BIAS_RATE = 20.0  # times the weights' rate: biases are in units of a product
 GAIN_RATE = 0.01  # times the weights' rate: multipliers move by shares of themselves
-CODE_RATE = 0.3  # times the weights' rate: codes move by codes
+CODE_RATE = 1.0  # times the weights' rate: codes move by codes
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Recipe:
 
     epochs: float = number(1.0, "passes over the train split, also parts of one; 0: no training", low=0, high=1000)
     batch_size: int = integer(64, "images a step", 1)
-    rate: float = number(0.1, "Adam's first rate, units of a weight's last place", above=0, high=10)
+    rate: float = number(0.03, "Adam's first rate, units of a weight's last place", above=0, high=10)
     temperature: float = number(2.0, "temperature of the KD loss, logits", above=0, high=1000)
     labels: bool = switch(False, "adds the cross entropy with the labels to the loss")
     learn_codes: bool = switch(False, "trains t1, v1, t2 and v2 of each layer, too")
