@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from xdist.scheduler import LoadScopeScheduling
 
 from approx_env import data
 from approx_env.int8 import quantize
@@ -18,7 +19,7 @@ from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 from approx_env.teachers import store
 
 MODELS = ("squeezenet", "alexnet")
-SEARCHES = ("e2e", "cluster")  # folders of tests that run searches
+SEARCHES = ("tests/e2e/", "tests/cluster/")
 CALIBRATION_IMAGES, SEARCH_IMAGES = 64, 24
 
 # The same examples on every run; `--hypothesis-profile explore` looks for new ones.
@@ -27,12 +28,15 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile("fixed")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks
-def pytest_collection_modifyitems(items):
+class Scheduling(LoadScopeScheduling):
     """Tests that run searches get one worker, one after another: they share a node of Ray, and runs that have ended."""
-    for item in items:
-        if item.path.parent.name in SEARCHES:
-            item.add_marker(pytest.mark.xdist_group("searches"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "searches" if nodeid.startswith(SEARCHES) else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
