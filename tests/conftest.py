@@ -1,5 +1,6 @@
 """Shared by all tests: the shipped teachers over few images, and networks small enough to follow by hand."""
 
+import signal
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -42,6 +43,12 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """What tests start hears Ctrl-C, though a shell that starts tests in the background has them ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
