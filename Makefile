@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV := .venv/bin
-PYTEST := $(VENV)/python -m pytest --numprocesses 2 --dist loadgroup
+PYTEST := $(VENV)/python -m pytest --numprocesses 2
 
 .PHONY: run test test-all bench
 run: .venv/installed
