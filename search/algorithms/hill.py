@@ -4,6 +4,9 @@ Configurations come in generations of a fixed size. All of a generation are move
 and that one changes when the whole generation is told. So the size decides what is searched, and the number of runners
 does not; runners beyond the size have no work. The first generation begins with quintile itself.
 
+Where tmax is searched, some configurations are stretched first: all codes of all layers by one factor. Moves of single
+codes would take long to change the share of exact multiplications.
+
 With two objectives the best are a front, and each configuration is moved from one of it, drawn at random. Source:
 Paquete, Chiarandini and Stuetzle, "Pareto local optimum sets in the biobjective traveling salesman problem", 2004.
 """
@@ -18,6 +21,7 @@ import numpy as np
 
 from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.evaluator import Configuration
+from approx_env.tap import HIGHEST_CODE
 from search.algorithms import Score
 
 FRONT = True
@@ -30,6 +34,8 @@ class Options:
     generation: int = 8  # configurations that are moved from the same one
     moves: int = 3  # at most so many codes of a configuration move; at least one does
     width: float = 0.06  # standard deviation of a move, as a share of the layer's tmax
+    stretched: float = 0.25  # share of configurations that are stretched, where tmax is searched
+    stretch: float = 0.25  # standard deviation of the factor's logarithm
 
 
 class Search:
@@ -89,6 +95,9 @@ class Search:
 
     def _moved(self, start: Configuration) -> Configuration:
         codes = np.array(start)
+        if self._calibration.search_tmax and self._generator.random() < self._options.stretched:
+            factor = np.exp(self._generator.normal(0, self._options.stretch))
+            codes = np.minimum(np.rint(factor * codes), HIGHEST_CODE).astype(codes.dtype)
         count = self._generator.integers(1, self._options.moves + 1)
         layers, columns = np.divmod(self._generator.choice(codes.size, count, replace=False), codes.shape[1])
         widths = self._options.width * np.array(self._calibration.tmax)[layers]

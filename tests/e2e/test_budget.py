@@ -17,7 +17,7 @@ from tests.command import EPISODES, SEARCH_IMAGES, Command, Run
 
 pytestmark = pytest.mark.slow
 COMMON = "--layers squeezenet_compact --sites all --num-env-runners 1 --search-tmax "
-FRONT = COMMON + "--algorithm hill --episodes 24 --objective pareto --budget-exact 0.6 --max-acc-drop 20 --top 5"
+FRONT = COMMON + "--algorithm hill --episodes 24 --objective pareto --budget-exact 0.12 --max-acc-drop 20 --top 5"
 PPO = COMMON + f"--episodes {EPISODES} --iteration-episodes 4 --budget-exact 0.2 --top 3"
 NONE = "--layers squeezenet_compact --sites all --num-env-runners 1 --algorithm random --episodes 3 "
 
@@ -37,7 +37,7 @@ def check(run: Run, budget: float) -> None:
         assert not any(tap.problems(five, 4) for five in codes)
         score = scorer.evaluate(codes)
         assert (row["return"], row["mac_exact_all"]) == (score.return_, score.mac_exact_all)
-    assert (run.rows[[f"{layer}_tmax" for layer in layers]].nunique() > 1).all()
+    assert (run.rows[[f"{layer}_tmax" for layer in layers]].nunique() > 2).all()
     assert (run.rows["mac_exact_all"] > budget).any()
     top = pd.read_parquet(run.folder / store.TOP)
     assert (top["mac_exact_all"] <= budget).all()
@@ -65,7 +65,7 @@ def resume(folder: Path) -> Run:
 
 def test_a_front(capsys):
     run = command.run(FRONT)
-    check(run, 0.6)
+    check(run, 0.12)
     points, top = (pd.read_parquet(run.folder / name) for name in (store.PARETO, store.TOP))
     assert list(points.columns) == store.pareto_schema(problem(run).problem.network.layers).names
     assert set(points["episode_id"]) <= set(top["episode_id"]) and 1 < len(points) <= 5
