@@ -100,6 +100,7 @@ def test_learnt_codes_without_a_tail(folder, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_run_makes_a_student_in_the_end(capsys):
     """And when it goes on: nothing is searched again for it."""
     made = command.run("--layers alexnet --algorithm quintile --search-images 32 --finetune-epochs 0.2")

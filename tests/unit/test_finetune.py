@@ -65,7 +65,7 @@ def test_training_brings_the_student_nearer_to_its_teacher(small, monkeypatch):
     coarse = {layer.name: ((1, 2, 3, 4), layer.tmax) for layer in made.layers}
     images = (small.images, small.labels)
     problem = Problem(small.network, made, *images, Reward())
-    tuning = FineTuning(small.network, small.network, coarse, images, Recipe(epochs=60, batch_size=48))
+    tuning = FineTuning(small.network, small.network, coarse, images, Recipe(epochs=60, batch_size=48, rate=0.1))
     codes = [codes for codes, _ in coarse.values()]
     before, after = (
         Evaluator(replace(problem, student=one)).evaluate(codes) for one in (None, finished(tuning).student())
