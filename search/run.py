@@ -18,11 +18,9 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from approx_env.adapt.finetune import Recipe
 from search import config, sensitivity
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.results import lease, store
-from search.stages.adaptation import Adaptation, adapt, chosen_codes
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
 
@@ -171,6 +169,9 @@ def _run(argv: list[str] | None) -> None:
 
 def _adapt(job: Job) -> None:
     """Makes a student for what the run chose; Ray has ended, and the cores are free."""
+    from approx_env.adapt.finetune import Recipe
+    from search.stages.adaptation import Adaptation, adapt, chosen_codes
+
     torch.set_num_threads(max(1, job.settings.runners))
     recipe = Recipe(job.settings.finetune_epochs)
     adapt(Adaptation(job, chosen_codes(job), recipe, Path(job.folder.path)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -17,7 +17,9 @@ from approx_env.scoring.baselines import Baseline
 from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.evaluator import Configuration, Evaluator
 from search.results import store
-from search.workers.runners import Runners
+
+if TYPE_CHECKING:  # loading Ray takes seconds, and who asks for costs alone needs none
+    from search.workers.runners import Runners
 
 CHOSEN = "chosen"
 INTERVAL = 1.96  # standard errors: 95 %
