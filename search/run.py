@@ -18,12 +18,10 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from approx_env.adapt.finetune import Recipe
 from search import codes, config, sensitivity
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.objectives import OBJECTIVES
 from search.results import lease, store
-from search.stages.adaptation import Adaptation, adapt
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
 
@@ -173,6 +171,9 @@ def _run(argv: list[str] | None) -> None:
 
 def _adapt(job: Job) -> None:
     """Makes a student for what the run chose; Ray has ended, and the cores are free."""
+    from approx_env.adapt.finetune import Recipe
+    from search.stages.adaptation import Adaptation, adapt
+
     torch.set_num_threads(max(1, job.settings.runners))
     recipe = Recipe(job.settings.finetune_epochs)
     adapt(Adaptation(job, codes.of_run(job.folder, job.problem.network.layers), recipe, Path(job.folder.path)))

@@ -2,7 +2,7 @@
 
 Weights, biases, multipliers and, if they are learnt, TAP's four codes are float parameters near integers; each pass
 rounds them. Activations are rounded and approximated. Rounding and TAP pass the gradient as if they were not there; the
-cut at 0 and 255 passes none (`straight_through` has the operators and their sources).
+cut at 0 and 255 passes none. `straight_through` has the operators, their sources, and what they cut besides.
 
 Integers are exact in float32 while sums stay below 2**24, which those of real images do. `int8.nodes` says why the
 product with a multiplier then gives the right code.
@@ -107,6 +107,8 @@ class Simulation(nn.Module):
         It follows each step of an optimizer.
         """
         for codes, tmax in zip(self.codes, self._tmax.values(), strict=True):
+            if not codes.requires_grad:
+                continue
             lowest = 1.0
             for place in range(4):  # at least 1 apart, so that no two round to one
                 codes[place].clamp_(lowest, tmax - (3 - place))

@@ -1,8 +1,8 @@
 """Integer operators that give gradients as if they did not round: the straight-through estimator.
 
-Source: Bengio et al., arXiv:1308.3432. Those of the thresholds follow from how dense codes lie around them; those of
-v1 and v2 are sums over what became v1 and v2 (Esser et al., 'Learned step size quantization', ICLR 2020, have the
-like). For float32 on a CPU the loops are numba's, for torch takes 36 times as long over TAP. Else they are torch's.
+Source: Bengio et al., arXiv:1308.3432. A threshold's gradient comes from the codes near it. The gradient of v1 is the
+sum over what became v1, and that of v2 likewise: Esser et al., 'Learned step size quantization', ICLR 2020. In float32
+on a CPU the loops are numba's, because torch takes 36 times as long over TAP. Elsewhere they are torch's.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Approximate(torch.autograd.Function):
         ctx.save_for_backward(x, codes)
         ctx.tmax = tmax
         t1, v1, t2, v2 = codes.tolist()
-        # Beyond as far above v2 as t2 is below, a code that has no tail to escape to moves nothing.
+        # Without a tail, a code far above v2 becomes v2 whatever it is. So none above v2 + (v2 - t2) has a gradient.
         ctx.highest = 2 * v2 - t2 if tmax == tap.HIGHEST_CODE else tap.HIGHEST_CODE
         if _fast(x):
             y = torch.empty_like(x)
-            _approximate(flat(x), flat(y), *np.array([t1, v1, t2, v2, tmax], np.float32))
+            _approximate(_flat(x), _flat(y), *np.array([t1, v1, t2, v2, tmax], np.float32))
             return y
         y = torch.where(x <= tmax, v2, x)
         y = torch.where(x <= t2, v1, y)
@@ -62,7 +62,7 @@ class Approximate(torch.autograd.Function):
         gradient = in_order(gradient)
         if _fast(x):
             sums = np.zeros(4)
-            _code_sums(flat(x), flat(gradient), *np.array([t1, t2, ctx.tmax, REACH], np.float32), sums)
+            _code_sums(_flat(x), _flat(gradient), *np.array([t1, t2, ctx.tmax, REACH], np.float32), sums)
             at_t1, at_v1, at_t2, at_v2 = sums.tolist()
         else:
             near = [(x > t - REACH) & (x <= t + REACH) for t in (t1, t2)]
@@ -83,7 +83,7 @@ class Requantise(torch.autograd.Function):
         ctx.save_for_backward(sums, scale)
         if _fast(sums):
             codes = torch.empty_like(sums)
-            _requantise(rows(sums), scale.numpy(), rows(codes))
+            _requantise(_rows(sums), scale.numpy(), _rows(codes))
             return codes
         return (sums * _across(scale, sums) + 0.5).floor_().clamp_(0, tap.HIGHEST_CODE)
 
@@ -93,7 +93,7 @@ class Requantise(torch.autograd.Function):
         gradient = in_order(gradient)
         if _fast(sums):
             of_sums, of_scale = torch.empty_like(sums), np.zeros(len(scale))
-            _requantise_back(rows(sums), scale.numpy(), rows(gradient), rows(of_sums), of_scale)
+            _requantise_back(_rows(sums), scale.numpy(), _rows(gradient), _rows(of_sums), of_scale)
             return of_sums, torch.from_numpy(of_scale).float()
         value = sums * _across(scale, sums)
         gradient = gradient * ((value > 0) & (value < tap.HIGHEST_CODE))
@@ -134,14 +134,14 @@ def _across(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *[1] * (like.dim() - 2))
 
 
-def rows(x: torch.Tensor) -> np.ndarray:
+def _rows(x: torch.Tensor) -> np.ndarray:
     """The memory of `x (n, c, ...)`, channels last, as `(places, c)`."""
     return (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).numpy().reshape(-1, x.shape[1])
 
 
-def flat(x: torch.Tensor) -> np.ndarray:
+def _flat(x: torch.Tensor) -> np.ndarray:
     """The memory of `x`, channels last, as `(n,)`."""
-    return rows(x).reshape(-1)
+    return _rows(x).reshape(-1)
 
 
 @_compiled

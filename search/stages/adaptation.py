@@ -73,22 +73,20 @@ def adapt(adaptation: Adaptation) -> None:
         InputError: the checkpoint is of another training.
     """
     validation = Evaluator(adaptation.job.held_out["validation"])
-    begin, candidates, curve = adaptation.corrected(), {}, []
-    steps = {"codes alone": adaptation.job.problem.network, f"corrected by {adaptation.method or 'nothing'}": begin}
-    for told, network in steps.items():
-        name = told.partition(" by")[0]
-        candidates[name] = _scored(validation, network, adaptation.configuration)
-        print(f"{told}: drop on validation {candidates[name].score.drop_points:.2f} points, "
-              f"KD {candidates[name].score.kd:.4f}", flush=True)  # fmt: skip
+    begin, configuration = adaptation.corrected(), adaptation.configuration
+    plain = _scored(validation, adaptation.job.problem.network, configuration)
+    _tell("codes alone", plain.score)
+    candidates, curve = {"corrected": _scored(validation, begin, configuration)}, []
+    _tell(f"corrected by {adaptation.method or 'nothing'}", candidates["corrected"].score)
     if adaptation.recipe.epochs:
         candidates["trained"], curve = _trained(adaptation, begin, validation)
     # Of equal ones the trained student.
-    chosen = max([name for name in reversed(candidates) if name != "codes alone"],
-                 key=lambda name: candidates[name].score.accuracy)  # fmt: skip
-    student = candidates[chosen]
-    test = _scored(Evaluator(adaptation.job.held_out["test"]), student.network, student.configuration).score
-    _write(adaptation, candidates, chosen, test, curve)
-    _closing_table(candidates, chosen, test)
+    chosen = max(reversed(candidates), key=lambda name: candidates[name].score.accuracy)
+    best = candidates[chosen]
+    test = _scored(Evaluator(adaptation.job.held_out["test"]), best.network, best.configuration).score
+    scores = {"codes alone": plain.score} | {name: candidate.score for name, candidate in candidates.items()}
+    _write(adaptation, best, chosen, scores, test, curve)
+    _closing_table(scores, chosen, test)
 
 
 def _trained(
@@ -105,7 +103,7 @@ def _trained(
     checkpoint = Checkpoint(adaptation.output / CHECKPOINT, _identity(adaptation), "step")
     tuning.resume(checkpoint)
     curve, losses, since = [], [], time.perf_counter()
-    student = None
+    latest = None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("fine-tuning steps", total=tuning.steps, completed=tuning.done)
@@ -116,9 +114,9 @@ def _trained(
                 tuning.save(checkpoint)
             if tuning.done * MEASUREMENTS // tuning.steps > (tuning.done - 1) * MEASUREMENTS // tuning.steps:
                 seconds = (time.perf_counter() - since) / len(losses)
-                student = _scored(validation, tuning.student(), tuning.configuration())
+                latest = _scored(validation, tuning.student(), tuning.configuration())
                 point = {"step": tuning.done, "loss": sum(losses) / len(losses),
-                         "drop_points": student.score.drop_points, "kd": student.score.kd,
+                         "drop_points": latest.score.drop_points, "kd": latest.score.kd,
                          "step_seconds": seconds}  # fmt: skip
                 curve.append(point)
                 progress.console.print(
@@ -127,7 +125,7 @@ def _trained(
                     soft_wrap=True,
                 )  # fmt: skip
                 losses, since = [], time.perf_counter()
-    return student or _scored(validation, tuning.student(), tuning.configuration()), curve
+    return latest or _scored(validation, tuning.student(), tuning.configuration()), curve
 
 
 def _scored(evaluator: Evaluator, network: Network, configuration: Configuration) -> _Candidate:
@@ -147,12 +145,13 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
 
 def _write(
     adaptation: Adaptation,
-    candidates: Mapping[str, _Candidate],
+    best: _Candidate,
     chosen: str,
+    scores: Mapping[str, Score],
     test: Score,
     curve: list[dict[str, float]],
 ) -> None:
-    job, about, best = adaptation.job, describe(adaptation.job), candidates[chosen]
+    job, about = adaptation.job, describe(adaptation.job)
     made = {
         "run": job.name,
         "chosen": chosen,
@@ -160,13 +159,12 @@ def _write(
         "recipe": asdict(adaptation.recipe),
         "share_of_all_macs": job.share_of_all_macs,
         "cost_table": job.problem.energy.name,
-        "validation": {name: _measures(candidate.score) for name, candidate in candidates.items()},
+        "validation": {name: _measures(score) for name, score in scores.items()},
         "test": _measures(test),
         "commit": about["commit"],
         "versions": about["versions"],
     }
-    path = adaptation.output / store.STUDENT
-    student.write(path, best.network, best.configuration, job.teacher.about, made)
+    student.write(adaptation.output / store.STUDENT, best.network, best.configuration, job.teacher.about, made)
     summary = {"command": ["python", *sys.orig_argv[1:]], "time": about["started"], **made, "curve": curve}
     Folder(adaptation.output).write_json(SUMMARY, summary)
     with suppress(FileNotFoundError):
@@ -179,10 +177,14 @@ def _measures(score: Score) -> dict[str, float]:
     return told | comparison.costs(outcome)
 
 
-def _closing_table(candidates: Mapping[str, _Candidate], chosen: str, test: Score) -> None:
+def _tell(what: str, score: Score) -> None:
+    print(f"{what}: drop on validation {score.drop_points:.2f} points, KD {score.kd:.4f}", flush=True)
+
+
+def _closing_table(scores: Mapping[str, Score], chosen: str, test: Score) -> None:
     table = Table("drop, points", "validation", "test", box=box.SIMPLE)
-    for name, candidate in candidates.items():
-        table.add_row(name, _drop(candidate.score), _drop(test) if name == chosen else "")
+    for name, score in scores.items():
+        table.add_row(name, _drop(score), _drop(test) if name == chosen else "")
     Console(width=100, highlight=False).print(table)
     print(f"chosen: {chosen}, the better one on validation; its drop has a 95 % interval")
 

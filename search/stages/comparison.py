@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -19,7 +19,9 @@ from approx_env.scoring.distill import INTERVAL
 from approx_env.scoring.evaluator import Configuration, Evaluator
 from search.results import store
 from search.results.store import SPLITS
-from search.workers.runners import Runners
+
+if TYPE_CHECKING:  # loading Ray takes seconds, and who asks for costs alone needs none
+    from search.workers.runners import Runners
 
 CHOSEN = "chosen"
 Outcome = Mapping[str, Any]  # of `env.measured`
