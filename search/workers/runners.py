@@ -48,16 +48,17 @@ class Runner(Scorer):
 
 
 class Runners:
-    """`count` processes (at least one) that score configurations of a problem, which lies once in Ray's object store.
+    """`count` processes that score configurations of a problem, which lies once in Ray's object store.
 
     They live until `close()`. Each asks Ray for a core and `gpus` GPUs. One that dies is replaced, as soon as a node
-    has room for it; the others do its work.
+    has room for it; the others do its work. With a count of 0 this process scores.
     """
 
     def __init__(self, problem: Problem, count: int, gpus: float = 0):
-        self._shared, self._runner = share(problem), Runner.options(num_gpus=gpus)
-        self._actors = [self._runner.remote(self._shared) for _ in range(max(1, count))]
-        self._losses = Losses(len(self._actors))
+        self._here = None if count else Scorer(problem)
+        self._shared, self._runner = share(problem) if count else b"", Runner.options(num_gpus=gpus)
+        self._actors = [self._runner.remote(self._shared) for _ in range(count)]
+        self._losses = Losses(count)
 
     def teacher_accuracy(self) -> float:
         """Share of the problem's images in [0, 1] that the teacher gets right."""
@@ -78,6 +79,9 @@ class Runners:
 
     def _work(self, method: str, arguments: Sequence[tuple]) -> Iterator[Any]:
         """Calls a method of whichever runner is free with each of the arguments; yields the results in order."""
+        if self._here:
+            yield from (getattr(self._here, method)(*each) for each in arguments)
+            return
         waiting, done = deque(range(len(arguments))), {}
         idle: list[int] = []  # places in the list of actors
         # Calls under way: by which runner, and for which position; None while a runner is being started.

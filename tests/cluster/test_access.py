@@ -4,7 +4,6 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,8 +17,6 @@ import pytest
 from approx_env.teachers import store
 from search import run
 from search.results import report
-from search.workers import processes
-from tests.cluster.test_ends import check
 from tests.command import LONGEST_SECONDS, PPO_ALEXNET, ROOT, Command
 from tests.command import run as finished
 
@@ -135,67 +132,6 @@ def test_a_search_without_the_token(head, home):
     assert ended.status == 2, ended.errors
     assert f"--address {HEAD}" in ended.errors and "Traceback" not in ended.errors
     assert not ended.folder.exists()
-
-
-# -- a run that starts a Ray of its own
-
-
-@pytest.fixture(scope="module")
-def alone():
-    """A search with an env runner of its own, under way, of a person who has had no Ray before."""
-    home = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    arguments = "--model squeezenet_compact --episodes 100000 --iteration-episodes 8 --search-images 16"
-    running = Command(*arguments.split(), "--num-env-runners", "1", environment=environment(home, None) | {
-        "HOME": str(home), "RAY_AUTH_MODE": "token"})  # fmt: skip
-    running.home = home
-    running.wait_for_rows()
-    yield running
-    running.process.terminate()
-    check(running, 128 + signal.SIGTERM)
-    shutil.rmtree(home)
-
-
-def listening(table: Path) -> dict[str, str]:
-    """Local addresses of a table of the kernel's that somebody listens at, in its own notation, by inode."""
-    lines = [line.split() for line in table.read_text().splitlines()[1:]]
-    return {line[9]: line[1].split(":")[0] for line in lines if line[3] == "0A"}
-
-
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-
-
-def test_a_local_run_listens_on_loopback_alone(alone):
-    addresses = listening(Path("/proc/net/tcp")) | listening(Path("/proc/net/tcp6"))
-    found = {}
-    for number, title in alone._session().items():
-        for link in Path(f"/proc/{number}/fd").glob("*"):
-            inode = os.readlink(link).removeprefix("socket:[").removesuffix("]") if link.is_symlink() else ""
-            if inode in addresses:
-                found[title.split(" ")[0].rpartition("/")[2], inode] = addresses[inode]
-    assert any(title.startswith("ray::") for title, _ in found) and "gcs_server" in {title for title, _ in found}
-    assert set(found.values()) <= LOOPBACK, found
-
-
-def test_a_local_run_shows_nobody_its_files(alone):
-    (top,) = alone.temporary.glob("tapsearch-*")  # what lies below it, Ray opens to all, but none of them comes so far
-    token = alone.home / ".ray" / "auth_token"
-    files = [token.parent, token, top, alone.folder, *alone.folder.rglob("*")]
-    assert {str(path): oct(path.stat().st_mode) for path in files if path.stat().st_mode & 0o077} == {}
-    assert {path.name for path in files} > {"run.json", "episodes"}
-
-
-def test_workers_are_as_nice_as_the_command(alone):
-    workers = alone.titled("ray::")
-    wanted = os.getpriority(os.PRIO_PROCESS, alone.process.pid)
-    assert len(workers) >= 3
-    assert {os.getpriority(os.PRIO_PROCESS, number) for number in workers} == {wanted}
-
-
-@pytest.mark.parametrize("title", ["ray::TapPPO", "ray::SearchEnvRunner"])
-def test_whoever_runs_the_policy_rounds_as_on_every_cpu(alone, title):
-    (number, *_) = alone.titled(title)
-    told = dict(line.split("=", 1) for line in Path(f"/proc/{number}/environ").read_text().split("\0") if line)
-    assert processes.SAME_BITS.items() <= told.items()
 
 
 # -- what comes from strangers

@@ -34,7 +34,7 @@ def check(running: Command, status: int) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal(running, number):
-    """The fast tests end a PPO search by SIGINT, in test_run, and by SIGTERM, in test_access."""
+    """`test_alone` ends a search of PPO by Ctrl-C, and is not slow."""
     running.wait_for_rows()
     running.process.send_signal(number)
     assert check(running, 128 + number).splitlines() == ["interrupted"]

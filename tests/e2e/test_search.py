@@ -268,7 +268,8 @@ def test_a_search_that_learns_goes_on_from_its_rows(tmp_path):
     for name in (folder / store.EPISODES).names():
         (folder / store.EPISODES).remove(name)
     (folder / store.EPISODES).write("part-1.parquet", store.parquet(rows, store.schema(LAYERS)))
-    resumed = Command("--resume", "r", "--address", command.node(), results=tmp_path).finish()
+    place = ["--address", command.node(), "--num-env-runners", "0"]
+    resumed = Command("--resume", "r", *place, results=tmp_path).finish()
     assert resumed.status == 0, resumed.errors
     same_rows(whole, resumed)
 

@@ -3,6 +3,7 @@
 import os
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -69,6 +70,14 @@ def test_the_work_of_a_process_that_dies_is_done_by_another(pool):
     with pool(1) as scoring:
         assert list(scoring.evaluate(["a", "die once", "b"])) == ["a!", "die once!", "b!"]
         assert scoring.teacher_accuracy() == 0.5
+
+
+def test_without_processes_this_one_scores(pool, monkeypatch):
+    here = SimpleNamespace(evaluate=lambda configuration: f"{os.getpid()} {configuration}", teacher_accuracy=lambda: 1)
+    monkeypatch.setattr(runners, "Scorer", lambda problem: here)
+    with pool(0) as scoring:
+        assert list(scoring.evaluate(["a", "b"])) == [f"{os.getpid()} a", f"{os.getpid()} b"]
+        assert scoring.teacher_accuracy() == 1
 
 
 def test_a_process_that_always_dies_is_given_up(pool):
