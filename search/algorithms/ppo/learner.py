@@ -241,8 +241,8 @@ def configure(
     run: str,
     seed: Any,
     budget: int,
-    budget_exact: float | None,
     num_env_runners: int,
+    budget_exact: float | None = None,
     gpus: float = 0,
 ) -> PPOConfig:
     """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
