@@ -63,7 +63,8 @@ def search(job: Job, more: Mapping[str, bytes]) -> None:
                 check_shared(job.folder, lease.FILE)
             front = objectives.OBJECTIVES[settings.objective].front
             info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
-                                problem.calibration.tmax, len(problem.labels), front, settings.budget_exact)  # fmt: skip
+                                problem.calibration.tmax, len(problem.labels), front,
+                                settings.budget_exact)  # fmt: skip
             if lease.renew(job.folder, owner):  # what came before may have taken long
                 raise InputError(f"another driver has taken {job.folder} over: leave it to that one")
             handle = sink.start(job.folder, info, problem, settings.top, owner)
