@@ -18,9 +18,8 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from search import codes, config, sensitivity
+from search import codes, config, objectives, sensitivity
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
-from search.objectives import OBJECTIVES
 from search.results import lease, store
 
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
@@ -42,7 +41,7 @@ def announce(job: Job) -> None:
           f"multiplications, attention on {', '.join(network.attention)}")  # fmt: skip
     print(job.problem.calibration.table())
     print(f"{settings.algorithm}: {settings.budget} episodes for each of seeds {settings.seeds} on "
-          f"{images} search images", flush=True)  # fmt: skip
+          f"{images} search images{objectives.aim(vars(settings))}", flush=True)  # fmt: skip
     if job.earlier:
         print(f"going on with {job.folder}")
         for difference in differences(job):
@@ -63,8 +62,9 @@ def search(job: Job, more: Mapping[str, bytes]) -> None:
         with claimed(job) as owner:
             if settings.address != "local":
                 check_shared(job.folder, lease.FILE)
+            front = objectives.OBJECTIVES[settings.objective].front
             info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
-                                problem.calibration.tmax, len(problem.labels), OBJECTIVES[settings.objective].front,
+                                problem.calibration.tmax, len(problem.labels), front,
                                 settings.budget_exact)  # fmt: skip
             if lease.renew(job.folder, owner):  # what came before may have taken long
                 raise InputError(f"another driver has taken {job.folder} over: leave it to that one")

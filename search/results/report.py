@@ -12,6 +12,7 @@ import pandas as pd
 from approx_env import markdown
 from approx_env.errors import InputError, exit_status
 from approx_env.int8.cost import KINDS
+from search import objectives
 from search.results import inspection, store
 from search.results.folder import Folder
 
@@ -38,7 +39,7 @@ def row(place: str | os.PathLike) -> tuple[str, ...]:
     return (
         best["model"] + (", all sites" if arguments.get("sites") == "all" else ""),
         f"{metrics['float_teacher']['test']:.1%} / {metrics['acc_teacher']:.1%}",
-        arguments["algorithm"],
+        arguments["algorithm"] + objectives.aim(arguments),
         f"{arguments['episodes']} x {seeds}",
         f"{best_returns.mean():.4f} ({best_returns.min():.4f})",
         f"{metrics['validation']['drop_points']:.2f}",

@@ -18,7 +18,7 @@ from tests.command import EPISODES, SEARCH_IMAGES, Command, Run
 pytestmark = pytest.mark.slow
 COMMON = "--layers squeezenet_compact --sites all --num-env-runners 1 --search-tmax "
 FRONT = COMMON + "--algorithm hill --episodes 24 --objective pareto --budget-exact 0.12 --max-acc-drop 20 --top 5"
-PPO = COMMON + f"--episodes {EPISODES} --iteration-episodes 4 --budget-exact 0.2 --top 3"
+PPO = COMMON + f"--episodes {EPISODES} --iteration-episodes 4 --budget-exact 0.125 --top 3"
 NONE = "--layers squeezenet_compact --sites all --num-env-runners 1 --algorithm random --episodes 3 "
 
 
@@ -103,7 +103,7 @@ def test_another_objective_is_not_taken_by_a_run_that_goes_on(tmp_path):
 
 def test_ppo_draws_tmax_and_keeps_the_budget(tmp_path):
     run = command.run(PPO)
-    check(run, 0.2)
+    check(run, 0.125)
     cut_off(run, EPISODES - 2, tmp_path)
     again = resume(tmp_path)
     assert again.status == 0, again.errors

@@ -194,7 +194,9 @@ def played(rewards: list[float], **info) -> SingleAgentEpisode:
     for step, reward in enumerate(rewards, 1):
         last = step == len(rewards)
         episode.add_env_step(np.zeros(1), 0, reward, {"return": sum(rewards)} | info if last else {}, terminated=last)
-    return episode.to_numpy()
+    made = episode.to_numpy()
+    made.rewards.data.setflags(write=False)  # as it comes from Ray's object store
+    return made
 
 
 def test_episodes_that_exceed_the_budget_have_less_return_than_those_that_keep_it():

@@ -95,3 +95,17 @@ def test_a_driver_that_waits_ends_when_another_has_taken_its_run_over(monkeypatc
     with pytest.raises(KeyboardInterrupt):
         trials.patiently(handle, "an answer that never comes")
     assert capsys.readouterr().out == "another driver has taken this run over: this one ends\n"
+
+
+@pytest.mark.parametrize(("best", "said"), [(0.25, "0.2500"), (None, "none yet")])
+def test_the_live_line_tells_what_is_done_even_if_nothing_keeps_the_budget(monkeypatch, capsys, best, said):
+    progress = Progress(3, {}, 32, 3, best, 0.5, 0, None, False)
+    handle = SimpleNamespace(progress=SimpleNamespace(remote=lambda: progress))
+    monkeypatch.setattr(trials.ray, "get", lambda answer, timeout: answer)
+    monkeypatch.setattr(trials, "REFRESH_SECONDS", {True: 0.0, False: 0.0})
+    line = trials.LiveLine(handle, 8, 32)
+    ended = iter([False, True])
+    line._ended = SimpleNamespace(wait=lambda seconds: next(ended))
+    line.run()
+    told = f"3/8 episodes, 0.50 episodes/s, 10 s left, best return so far {said} on 32 images"
+    assert capsys.readouterr().out.splitlines() == [told]

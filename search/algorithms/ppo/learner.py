@@ -198,8 +198,9 @@ def keep_budget(sampled: Sequence[SingleAgentEpisode], budget: float | None) -> 
     scores = [objective.score(episode.get_infos(-1), budget) for episode in sampled]
     for episode, score, value in zip(sampled, scores, values(scores), strict=True):
         if score.excess:
-            reward = episode.get_rewards(-1) + value - score.objectives[0]
-            episode.set_rewards(new_data=np.asarray(reward, np.float32), at_indices=-1)
+            rewards = episode.rewards.data.copy()  # an array from Ray's object store cannot be written
+            rewards[-1] += value - score.objectives[0]
+            episode.rewards.data = rewards
 
 
 def shares(first: int, wanted: int, runners: int, together: int) -> Iterator[tuple[int, int]]:
@@ -252,8 +253,8 @@ def configure(
     run: str,
     seed: Any,
     budget: int,
-    budget_exact: float | None,
     num_env_runners: int,
+    budget_exact: float | None = None,
     gpus: float = 0,
 ) -> PPOConfig:
     """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
