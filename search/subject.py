@@ -1,7 +1,7 @@
 """What is scored or exported after a search: a teacher or its student, codes for its layers, and a dataset.
 
 What is not given follows from the codes. A run's folder says teacher, images and sites; a best.json says network and
-dataset; the names of the layers tell which sites they are.
+dataset; the names of the layers tell which sites they are. A student that comes with a run keeps its own codes.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def prepare(settings: Settings, layers: Mapping[str, Any] | None = None) -> Subj
     problems = [*_strange(settings, teacher, network, found), *mismatch(dataset, teacher)]
     if problems:
         raise InputError(problems)
-    if layers is not None:
+    if layers is not None and not (about and found):  # a run's student may have learnt codes of its own
         configuration = codes.checked(layers, network.layers, place)
     elif settings.codes == codes.QUINTILE:
         configuration = codes.quintile(calibrated(settings, dataset, network))

@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from approx_env.adapt import student
+from approx_env.teachers import store as teachers
 from search import evaluate
 from search.results import store
 from tests import command
@@ -28,6 +30,17 @@ def test_a_runs_own_numbers(arguments):
     assert found["shares"]["exact"] == cost["mac_exact"] and found["all_shares"]["exact"] == cost["mac_exact_all"]
     assert (found["relative_energy"], found["model"]) == (cost["relative_energy"], best["model"])
     assert found["layers"] == best["layers"] and found["notes"] == []
+
+
+def test_a_student_that_comes_with_a_run_keeps_its_own_codes(tmp_path):
+    """It may have learnt them."""
+    run = command.run(f"{PPO_ALEXNET}2")
+    teacher = teachers.read(teachers.path_of("alexnet", "digits"))
+    own = dict.fromkeys(teacher.network.layers, ((1, 2, 3, 4), 255))
+    student.write(tmp_path / "s.int8.json", teacher.network, own, teacher.about, {})
+    found = evaluate.evaluate(str(run.folder), student=str(tmp_path / "s.int8.json"), images=8)
+    assert found["layers"] == student.as_layers(own) != run.json(store.BEST)["layers"]
+    assert found["notes"] == []
 
 
 def test_best_json_alone_names_network_and_dataset(tmp_path):
