@@ -92,7 +92,8 @@ class Settings:
     )
     objective: str = option(
         "return",
-        "what to maximise; pareto: the return, and as few exact multiplications as possible",
+        "what to maximise; kd, kd+at: the return without accuracy, so that no label can be learnt by heart; pareto: the "
+        "return, and as few exact multiplications as possible",
         choices=tuple(OBJECTIVES),
     )
     budget_exact: float | None = number(
@@ -235,6 +236,9 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.algorithm != "ppo" and settings.envs_per_runner > 1:
         text = f"--envs-per-runner is PPO's; --algorithm {settings.algorithm} scores one at a time: leave it out"
         yield {"algorithm", "envs_per_runner"}, text
+    for name in sorted(given.intersection(OBJECTIVES[settings.objective].unread)):
+        text = f"--objective {settings.objective} does not read {options.flag(name)}: leave one out"
+        yield {"objective", name}, text
     if settings.objective == "pareto" and not hasattr(algorithms.find(settings.algorithm), "FRONT"):
         able = ", ".join(name for name in ALGORITHMS if hasattr(algorithms.find(name), "FRONT"))
         text = f"--objective pareto wants an algorithm that searches fronts ({able}), got {settings.algorithm}"

@@ -48,6 +48,7 @@ class Objective:
 
     reward: Callable[[Any], Reward]  # how the command's settings make a return
     front: bool = False  # whether the share of exact multiplications is a second objective
+    unread: tuple[str, ...] = ()  # settings that make no difference to it
 
     def score(self, outcome: Mapping[str, Any], budget: float | None) -> Score:
         """What an algorithm is told.
@@ -65,7 +66,22 @@ def _mission(settings: Any) -> Reward:
     return Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
 
 
-OBJECTIVES = {"return": Objective(_mission), "pareto": Objective(_mission, front=True)}
+def _distillation(settings: Any) -> Reward:
+    """-kd_weight * KD - at_weight * AT: labels play no part."""
+    return Reward("none", settings.kd_temperature, settings.kd_weight, settings.at_weight)
+
+
+def _kd(settings: Any) -> Reward:
+    """-KD."""
+    return Reward("none", settings.kd_temperature, 1.0, 0.0)
+
+
+OBJECTIVES = {
+    "return": Objective(_mission),
+    "kd": Objective(_kd, unread=("accuracy", "kd_weight", "at_weight")),
+    "kd+at": Objective(_distillation, unread=("accuracy",)),
+    "pareto": Objective(_mission, front=True),
+}
 
 
 def aim(arguments: Mapping[str, Any]) -> str:

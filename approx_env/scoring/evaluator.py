@@ -46,7 +46,7 @@ class Score:
     drop_points: float  # teacher accuracy - student accuracy, percentage points
     kd: float  # KD loss, >= 0
     at: float  # AT loss, summed over the attention layers, >= 0
-    return_: float  # accuracy - kd_weight * kd - at_weight * at
+    return_: float  # accuracy - kd_weight * kd - at_weight * at, as the reward has them
     layer_shares: np.ndarray  # (layers, 4) float64: shares of multiply-accumulates on zero, v1, v2, exact activations
     shares: np.ndarray  # (4,) float64: the same over all layers together
     drop_error_points: float  # standard error of drop_points; see `distill.drop_error_points`
@@ -249,7 +249,8 @@ class Evaluation:
             outcomes = self._outcomes()
             accuracy = f"{'soft_' if owner.reward.accuracy == 'soft' else ''}accuracy"
             for k, outcome in enumerate(outcomes):
-                rewards[k] += outcome[accuracy]
+                if owner.reward.accuracy != "none":
+                    rewards[k] += outcome[accuracy]
                 rewards[k] -= owner.reward.kd_weight * outcome["kd"]
         self._returns = [total + reward for total, reward in zip(self._returns, rewards, strict=True)]
         if self.layer == len(owner.layers):

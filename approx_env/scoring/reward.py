@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Reward:
     """How the parts of a score add up to its return."""
 
-    accuracy: str = "hard"  # 'hard' or 'soft': which accuracy the return rewards
+    accuracy: str = "hard"  # 'hard', 'soft' or 'none': which accuracy the return rewards
     kd_temperature: float = 2.0  # T of the KD loss, > 0
     kd_weight: float = 1.0  # >= 0
     at_weight: float = 1.0  # >= 0

@@ -121,6 +121,8 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--rungs 64,256 --search-images 64", ["--rungs", "--search-images"]),
         ("--objective pareto", ["--objective pareto", "random", "hill", "got ppo"]),
         ("--objective pareto --algorithm quintile", ["--objective pareto", "got quintile"]),
+        ("--objective kd --at-weight 0.5", ["--objective kd", "--at-weight"]),
+        ("--objective kd+at --accuracy soft", ["--objective kd+at", "--accuracy"]),
         ("--resume r --objective return", ["--objective", "run r"]),
         ("--resume r --budget-exact 0.5", ["--budget-exact", "run r"]),
         ("--resume r --search-tmax", ["--search-tmax", "run r"]),

@@ -63,7 +63,7 @@ def by_hand(problem: Problem, configuration) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("reward", [Reward(), Reward("soft", 3.0, 0.25, 2.0), Reward("hard", 1.0, 0.0, 0.0)])
+@pytest.mark.parametrize("reward", [Reward(), Reward("soft", 3.0, 0.25, 2.0), Reward("hard", 1.0, 0.0, 0.0), Reward("none", 2.0, 1.0, 0.5)])
 def test_score_by_hand(problem, reward):
     problem = replace(problem, reward=reward)
     configuration = problem.calibration.quintile
@@ -72,7 +72,7 @@ def test_score_by_hand(problem, reward):
     assert score.at > 0
     for name, value in expected.items():
         assert getattr(score, name) == pytest.approx(value, rel=1e-9, abs=1e-12), name
-    rewarded = expected["soft_accuracy" if reward.accuracy == "soft" else "accuracy"]
+    rewarded = {"hard": expected["accuracy"], "soft": expected["soft_accuracy"], "none": 0.0}[reward.accuracy]
     assert score.return_ == pytest.approx(
         rewarded - reward.kd_weight * expected["kd"] - reward.at_weight * expected["at"], rel=1e-9
     )
