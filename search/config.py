@@ -92,8 +92,8 @@ class Settings:
     )
     objective: str = option(
         "return",
-        "what to maximise; kd, kd+at: the return without accuracy, so that no label can be learnt by heart; pareto: the "
-        "return, and as few exact multiplications as possible",
+        "what to maximise; kd, kd+at: the losses alone, so that no label can be learnt by heart; pareto: the return, "
+        "and as few exact multiplications as possible",
         choices=tuple(OBJECTIVES),
     )
     budget_exact: float | None = number(

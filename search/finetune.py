@@ -28,7 +28,7 @@ from approx_env.options import option, switch
 from search import codes, config
 from search.job import Job, prepare
 from search.results import store
-from search.stages.adaptation import SUMMARY, Adaptation, adapt
+from search.stages.adaptation import Adaptation, adapt
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ def _output(settings: Settings, job: Job) -> Path:
         raise InputError(f"--output must name a folder of this machine, for {job.folder} is in an object store")
     output = Path(settings.output or job.folder.path)
     try:
-        there = [name for name in (store.STUDENT, SUMMARY) if (output / name).exists()]
+        there = [name for name in (store.STUDENT, store.STUDENT_SUMMARY) if (output / name).exists()]
         output.mkdir(parents=True, exist_ok=True)
-        (output / f"{SUMMARY}.tmp").touch()
-        (output / f"{SUMMARY}.tmp").unlink()
+        (output / f"{store.STUDENT_SUMMARY}.tmp").touch()
+        (output / f"{store.STUDENT_SUMMARY}.tmp").unlink()
     except (OSError, ValueError) as error:
         raise InputError(f"--output {output} cannot be written ({error}): choose another folder") from error
     if there:

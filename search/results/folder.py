@@ -68,8 +68,15 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of the files in it, sorted; without those that are being written."""
+        return self._names(fs.FileType.File)
+
+    def folders(self) -> list[str]:
+        """Names of the folders in it, sorted."""
+        return self._names(fs.FileType.Directory)
+
+    def _names(self, kind: fs.FileType) -> list[str]:
         infos = self._files.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
+        return sorted(info.base_name for info in infos if info.type == kind and not info.base_name.startswith("."))
 
     def read(self, name: str) -> bytes:
         """What a file holds.

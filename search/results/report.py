@@ -1,4 +1,7 @@
-"""Compares runs in one Markdown table: `python -m search.report results/reference/*`."""
+"""Compares runs in one Markdown table: `python -m search.report results/reference/*`.
+
+With `--beside` the table is of what stands beside each run's configuration: baselines, and students.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from approx_env import markdown
 from approx_env.errors import InputError, exit_status
 from approx_env.int8.cost import KINDS
 from search import objectives
-from search.results import inspection, store
+from search.results import comparisons, inspection, store
 from search.results.folder import Folder
 
-USAGE = "python -m search.report RUN [RUN ...]"
+BESIDE = "--beside"
+USAGE = f"python -m search.report [{BESIDE}] RUN [RUN ...]"
 HEADS = (
     "network", "teacher on test, float / INT8", "search", "episodes x seeds",
     "best return of each seed, mean (lowest)", "drop on validation, points", "drop on test, points",
@@ -37,9 +41,9 @@ def row(place: str | os.PathLike) -> tuple[str, ...]:
     scored = scored[scored["search_images"] == scored["search_images"].max()]  # returns on fewer images are others
     best_returns = scored.groupby("seed")["return"].max()
     return (
-        best["model"] + (", all sites" if arguments.get("sites") == "all" else ""),
+        _network(best, arguments),
         f"{metrics['float_teacher']['test']:.1%} / {metrics['acc_teacher']:.1%}",
-        arguments["algorithm"] + objectives.aim(arguments),
+        _search(arguments),
         f"{arguments['episodes']} x {seeds}",
         f"{best_returns.mean():.4f} ({best_returns.min():.4f})",
         f"{metrics['validation']['drop_points']:.2f}",
@@ -47,6 +51,14 @@ def row(place: str | os.PathLike) -> tuple[str, ...]:
         " / ".join(f"{chosen[f'mac_{kind}']:.1%}" for kind in KINDS),
         _energy(metrics.get("cost")),
     )
+
+
+def _network(best: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    return best["model"] + (", all sites" if arguments.get("sites") == "all" else "")
+
+
+def _search(arguments: Mapping[str, Any]) -> str:
+    return arguments["algorithm"] + objectives.aim(arguments)
 
 
 def _energy(cost: Mapping[str, Any] | None) -> str:
@@ -77,6 +89,23 @@ def table(folders: Sequence[str | os.PathLike]) -> str:
     return markdown.table(HEADS[:last], [cells[:last] for cells in rows])
 
 
+def beside(folders: Sequence[str | os.PathLike]) -> str:
+    """The table of what stands beside each run's configuration.
+
+    Raises:
+        InputError: a folder holds no finished run with baselines, or files that are damaged.
+    """
+    runs = []
+    for place in folders:
+        about, best, *_ = _finished(Folder(place))
+        runs.append((_network(best, about["arguments"]), _search(about["arguments"]), Folder(place)))
+    try:
+        return comparisons.table(runs)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"what stands beside a run cannot be read ({error!r}): name runs with {store.BASELINES}, and "
+                         f"students whose {store.STUDENT_SUMMARY} is whole") from error  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     return exit_status(lambda: _report(list(sys.argv[1:] if argv is None else argv)))
@@ -84,12 +113,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
-        told = "Prints finished runs as a Markdown table. A run is a folder that search.run wrote, or s3://bucket/path."
+        told = (
+            "Prints finished runs as a Markdown table. A run is a folder that search.run wrote, or s3://bucket/path.\n"
+            f"{BESIDE}: prints what stands beside each run's configuration: baselines, and students."
+        )
         print(f"usage: {USAGE}\n\n{told}")
         return
+    shown = beside if BESIDE in arguments else table
+    arguments = [argument for argument in arguments if argument != BESIDE]
     unknown = [argument for argument in arguments if argument.startswith("-")]
     if unknown:
         raise InputError(f"{unknown[0]} is no option of search.report: {USAGE}")
     if not arguments:
         raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
-    print(table(arguments))
+    print(shown(arguments))

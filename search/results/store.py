@@ -22,6 +22,7 @@ ROWS_A_PART = 1000  # a part is written anew with each flush: more would take lo
 RUN, TOP, BEST, BASELINES = "run.json", "top.parquet", "best.json", "baselines.parquet"
 PARETO = "pareto.parquet"  # of a run whose objective is a front
 STUDENT, STUDENT_ARRAYS = "student.int8.json", "student.int8.safetensors"  # of `search.finetune`
+STUDENT_SUMMARY = "finetune.json"  # what it measured
 TORN_READS, TORN_SECONDS = 3, 0.5  # an object that is replaced while it is read comes torn: then it is read again
 STATE_SUFFIX = ".safetensors"  # of the file that a PPO search goes on from
 COSTS = ("mac_zero_natural", "mac_zero_natural_all", "relative_energy_sites", "relative_energy")  # older runs lack them

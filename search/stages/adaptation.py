@@ -28,7 +28,7 @@ from search.results import store
 from search.results.folder import Folder
 from search.stages import comparison
 
-SUMMARY, CHECKPOINT = "finetune.json", "student.checkpoint"
+CHECKPOINT = "student.checkpoint"
 MEASUREMENTS = 10  # of validation during a training, at even distances
 CHECKPOINT_STEPS = 100  # between two checkpoints
 
@@ -166,7 +166,7 @@ def _write(
     }
     student.write(adaptation.output / store.STUDENT, best.network, best.configuration, job.teacher.about, made)
     summary = {"command": ["python", *sys.orig_argv[1:]], "time": about["started"], **made, "curve": curve}
-    Folder(adaptation.output).write_json(SUMMARY, summary)
+    Folder(adaptation.output).write_json(store.STUDENT_SUMMARY, summary)
     with suppress(FileNotFoundError):
         (adaptation.output / CHECKPOINT).unlink()
 
