@@ -1,0 +1,45 @@
+#!/bin/sh
+# Makes the runs and students of results/reference on CIFAR-10 (JPEG): sh benchmarks/reference.sh [SEED ...]
+# It wants the images as ./cifar10-jpeg, and goes on where it was cut off. Seeds are those of fine-tuning (0 1 2).
+set -eu
+python=${PYTHON:-.venv/bin/python}
+reference=results/reference
+
+search() { # NAME MODEL OPTION ...
+    [ -e $reference/$1/best.json ] && return
+    if [ -e $reference/$1/run.json ]; then
+        $python -m search.run --resume "$1" --results $reference
+        return
+    fi
+    name=$1 model=$2
+    shift 2
+    $python -m search.run --model $model --dataset imagefolder --data-dir cifar10-jpeg \
+        --teacher results/teachers/$model-imagefolder-cifar10-jpeg.int8.json --results $reference --run-name $name "$@"
+}
+
+student() { # RUN NAME OPTION ...
+    [ -e $reference/$1/$2/finetune.json ] && return
+    run=$1 name=$2
+    shift 2
+    $python -m search.finetune --run $run --results $reference --output $reference/$run/$name "$@"
+}
+
+climb='--algorithm hill --objective kd --rungs 1024,4096 --episodes 512 --seeds 0,1,2,3,4'
+search alexnet-quintile alexnet --algorithm quintile
+search alexnet-hill alexnet $climb
+search squeezenet-quintile squeezenet --algorithm quintile
+search squeezenet-hill squeezenet $climb
+search squeezenet-all-quintile squeezenet --sites all --algorithm quintile
+search squeezenet-all-hill squeezenet --sites all $climb
+
+for run in alexnet squeezenet squeezenet-all; do
+    student $run-hill corrected --epochs 0
+done
+for seed in ${*:-0 1 2}; do
+    student alexnet-hill fine-tuned-$seed --epochs 3 --batch-size 128 --learn-codes --seed $seed
+    student squeezenet-hill fine-tuned-$seed --epochs 1 --learn-codes --seed $seed
+    student squeezenet-all-hill fine-tuned-$seed --epochs 3 --learn-codes --seed $seed
+    student alexnet-hill no-tail-$seed --no-tail --epochs 8 --batch-size 128 --rate 0.2 --learn-codes --seed $seed
+    student squeezenet-all-hill no-tail-$seed --no-tail --epochs 4 --rate 0.2 --learn-codes --seed $seed
+done
+$python -m search.report --beside $reference/*
