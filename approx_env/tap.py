@@ -8,6 +8,9 @@ A layer's activations are codes `c` in 0..255 (`z = 0` behind a ReLU). Its four 
              v2  for t2 < c <= tmax
              c   for      c >  tmax          valid:  1 <= t1 < v1 < t2 < v2 <= tmax <= 255
 
+Where a search chooses tmax as well, it is a layer's fifth code, `(t1, v1, t2, v2, tmax)`, and takes the place of the
+calibrated one.
+
 This module is the definition; `approx_env.engines.vector.kernels` holds its fast twin.
 """
 
@@ -18,19 +21,20 @@ from collections.abc import Sequence
 import numpy as np
 
 CODES = ("t1", "v1", "t2", "v2")  # the order of an action, everywhere
+WITH_TMAX = (*CODES, "tmax")  # the same where tmax is searched, too
 HIGHEST_CODE = 255
 CODE_COUNT = HIGHEST_CODE + 1
 LOWEST_TMAX = 4  # below it no valid codes exist
 
 
 def problems(codes: Sequence[int], tmax: int) -> list[str]:
-    """Says why `codes` are not valid under `tmax` (an empty list: they are)."""
+    """Says why `codes` are not valid under `tmax`, or under the fifth of them (an empty list: they are)."""
     values = np.asarray(codes)
-    if values.shape != (4,) or not np.issubdtype(values.dtype, np.integer):
-        return [f"codes must be four integers (t1, v1, t2, v2), got {codes!r}"]
+    if values.shape not in ((4,), (5,)) or not np.issubdtype(values.dtype, np.integer):
+        return [f"codes must be four integers (t1, v1, t2, v2), or five with tmax, got {codes!r}"]
+    t1, v1, t2, v2, tmax = (*values.tolist(), tmax)[:5]
     if not LOWEST_TMAX <= tmax <= HIGHEST_CODE:
         return [f"tmax must lie in {LOWEST_TMAX}..{HIGHEST_CODE}, got {tmax}"]
-    t1, v1, t2, v2 = values.tolist()
     if not 1 <= t1 < v1 < t2 < v2 <= tmax:
         return [f"codes must satisfy 1 <= t1 < v1 < t2 < v2 <= tmax = {tmax}, got t1={t1} v1={v1} t2={t2} v2={v2}"]
     return []
@@ -41,6 +45,18 @@ def check(codes: Sequence[int], tmax: int) -> None:
     found = problems(codes, tmax)
     if found:
         raise ValueError(found[0])
+
+
+def complete(codes: Sequence | np.ndarray, tmax: int) -> np.ndarray:
+    """Codes `(..., 4)` with `tmax` behind them, or `(..., 5)` as they are: `(..., 5)`.
+
+    >>> complete((1, 2, 3, 4), 9).tolist(), complete((1, 2, 3, 4, 7), 9).tolist()
+    ([1, 2, 3, 4, 9], [1, 2, 3, 4, 7])
+    """
+    codes = np.asarray(codes)
+    if codes.shape[-1] == len(WITH_TMAX):
+        return codes
+    return np.concatenate([codes, np.full((*codes.shape[:-1], 1), tmax, codes.dtype)], -1)
 
 
 def tap(c: np.ndarray, codes: Sequence[int], tmax: int, zero_point: int = 0) -> np.ndarray:
@@ -82,3 +98,9 @@ def random_codes(tmax: int, generator: np.random.Generator) -> tuple[int, int, i
     """Draws one of all `C(tmax, 4)` valid quadruples, each with the same probability."""
     t1, v1, t2, v2 = np.sort(generator.choice(tmax, 4, replace=False)) + 1
     return int(t1), int(v1), int(t2), int(v2)
+
+
+def random_codes_with_tmax(generator: np.random.Generator) -> tuple[int, int, int, int, int]:
+    """Draws one of all `C(256, 5)` valid quintuples `(t1, v1, t2, v2, tmax)`, each with the same probability."""
+    *codes, above_tmax = np.sort(generator.choice(CODE_COUNT, 5, replace=False)) + 1  # v2 may be tmax
+    return *map(int, codes), int(above_tmax) - 1

@@ -18,6 +18,7 @@ from approx_env.options import integer, number, option, switch
 from approx_env.teachers import models
 from search import algorithms
 from search.algorithms import ppo
+from search.objectives import OBJECTIVES
 from search.workers import processes
 
 ALGORITHMS = algorithms.NAMES
@@ -89,6 +90,17 @@ class Settings:
     iteration_episodes: int = integer(
         ppo.Options.iteration_episodes, "episodes that PPO learns from at a time; no more runners than these work", 1
     )
+    objective: str = option(
+        "return",
+        "what to maximise; pareto: the return, and as few exact multiplications as possible",
+        choices=tuple(OBJECTIVES),
+    )
+    budget_exact: float | None = number(
+        None,
+        "highest share of all multiplications that may stay exact, those counted that no layer feeds (default: any)",
+        low=0,
+        high=1,
+    )
     accuracy: str = option("hard", "accuracy that the return rewards", choices=ACCURACIES)
     kd_temperature: float = number(2.0, "temperature of the KD loss, logits", above=0, high=1000)
     kd_weight: float = number(1.0, "weight of the KD loss in the return", low=0, high=1e6)
@@ -98,6 +110,7 @@ class Settings:
     )
     tmax_percentile: float = number(90.0, "percentile of nonzero codes that tmax starts from, %", above=0, high=100)
     tmax_offset: int = integer(10, "codes added to it", -255, high=255)
+    search_tmax: bool = switch(False, "choose tmax of each layer, too: percentile and offset are where it starts")
     max_acc_drop: float = number(2.0, "highest validation accuracy drop to choose from, points", low=0, high=100)
     top: int = integer(30, "best configurations to keep and validate", 1)
     sensitivity: bool = switch(False, "measure first what each layer alone costs, as search.sensitivity does")
@@ -212,6 +225,10 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.algorithm != "ppo" and settings.envs_per_runner > 1:
         text = f"--envs-per-runner is PPO's; --algorithm {settings.algorithm} scores one at a time: leave it out"
         yield {"algorithm", "envs_per_runner"}, text
+    if settings.objective == "pareto" and not hasattr(algorithms.find(settings.algorithm), "FRONT"):
+        able = ", ".join(name for name in ALGORITHMS if hasattr(algorithms.find(name), "FRONT"))
+        text = f"--objective pareto wants an algorithm that searches fronts ({able}), got {settings.algorithm}"
+        yield {"objective", "algorithm"}, text
     if settings.engine == "vector" and settings.device != "cpu":
         text = f"--engine vector runs on the cpu, and --device {settings.device} came: use --engine portable"
         yield {"engine", "device"}, text

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from approx_env.lookup import EXACT, SHARED, ZERO, Lookup
-from approx_env.scoring.calibration import Calibration, percentile
+from approx_env.scoring.calibration import Calibration
 from approx_env.tap import CODE_COUNT
 
 BITS = (4, 3, 2)
@@ -97,7 +97,7 @@ def threshold_at_share(calibration: Calibration, share: float, measured: Callabl
     low, high, best = 0.0, 100.0, None
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        limits = [percentile(np.r_[0, layer.histogram[1:]], middle) for layer in calibration.layers]
+        limits = [layer.limit(middle) for layer in calibration.layers]
         baseline = thresholds("threshold at equal exact", limits)
         found = measured(baseline)
         if best is None or abs(found - share) < best[0]:

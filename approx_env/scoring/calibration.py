@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from approx_env.errors import InputError
 from approx_env.int8.network import Network
 
 LOWEST_TMAX = 15
+SPREAD = 0.1  # standard deviation of layers' shares of nonzero codes around the configuration's own, in a random one
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class Layer:
         """The historical starting codes."""
         return tap.quintile(self.tmax)
 
+    def limit(self, share: float) -> int:
+        """The smallest code that at least `share` per cent of the nonzero codes do not exceed."""
+        return percentile(np.r_[0, self.histogram[1:]], share)
+
     @property
     def approximated(self) -> float:
         """Share of the nonzero codes that TAP approximates, in [0, 1]."""
@@ -43,6 +48,7 @@ class Calibration:
     layers: tuple[Layer, ...]
     percentile: float  # of the nonzero codes, in (0, 100]
     offset: int  # added to it
+    search_tmax: bool = False  # whether a search chooses tmax as a fifth code of each layer
 
     @property
     def tmax(self) -> tuple[int, ...]:
@@ -50,9 +56,35 @@ class Calibration:
         return tuple(layer.tmax for layer in self.layers)
 
     @property
-    def quintile(self) -> tuple[tuple[int, int, int, int], ...]:
-        """The historical configuration."""
-        return tuple(layer.quintile for layer in self.layers)
+    def names(self) -> tuple[str, ...]:
+        """Names of the codes that a configuration has for a layer."""
+        return tap.WITH_TMAX if self.search_tmax else tap.CODES
+
+    @property
+    def quintile(self) -> tuple[tuple[int, ...], ...]:
+        """The historical configuration; where tmax is searched, with the calibrated one as the fifth code."""
+        return tuple((*layer.quintile, layer.tmax)[: len(self.names)] for layer in self.layers)
+
+    def valid(self, configuration: Sequence[Sequence[int]]) -> bool:
+        """Whether each layer has codes, and valid ones."""
+        sizes = {len(codes) for codes in configuration}
+        if len(configuration) != len(self.layers) or sizes != {len(self.names)}:
+            return False
+        return not any(tap.problems(codes, tmax) for codes, tmax in zip(configuration, self.tmax, strict=True))
+
+    def random(self, generator: np.random.Generator) -> tuple[tuple[int, ...], ...]:
+        """Draws a configuration, each layer's codes uniformly from the valid ones under its tmax.
+
+        Where tmax is searched, a share of nonzero codes is drawn first, uniformly in [0, 1], from which each layer
+        strays a little; tmax is the code up to which the share lies. So the shares of exact products spread evenly.
+        """
+        if not self.search_tmax:
+            return tuple(tap.random_codes(tmax, generator) for tmax in self.tmax)
+        shares = np.clip(generator.random() + generator.normal(0, SPREAD, len(self.layers)), 0, 1)
+        limits = [
+            max(tap.LOWEST_TMAX, layer.limit(100 * share)) for layer, share in zip(self.layers, shares, strict=True)
+        ]
+        return tuple((*tap.random_codes(tmax, generator), tmax) for tmax in limits)
 
     def table(self) -> str:
         """One line a layer: its starting codes, its tmax, and the share of nonzero codes approximated."""
@@ -86,6 +118,7 @@ def calibrate(
     *,
     tmax_percentile: float = 90.0,
     tmax_offset: int = 10,
+    search_tmax: bool = False,
     engine: str = "vector",
     device: str = "cpu",
 ) -> Calibration:
@@ -97,6 +130,7 @@ def calibrate(
         batches: images `(n, c, h, w) uint8`.
         tmax_percentile: in (0, 100].
         tmax_offset: codes, may be negative.
+        search_tmax: whether tmax is only where a search begins.
         engine, device: what to run on, as `engines.build` takes them.
 
     Raises:
@@ -119,4 +153,4 @@ def calibrate(
         tmax = int(np.clip(percentile(nonzero, tmax_percentile) + tmax_offset, LOWEST_TMAX, tap.HIGHEST_CODE))
         depth = index / max(1, len(network.layers) - 1)
         layers.append(Layer(name, histogram, tmax, observe(histogram, depth)))
-    return Calibration(tuple(layers), tmax_percentile, tmax_offset)
+    return Calibration(tuple(layers), tmax_percentile, tmax_offset, search_tmax)

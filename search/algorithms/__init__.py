@@ -5,28 +5,29 @@ A module has
 - `Options`, a frozen dataclass whose fields all have defaults. A field with the name of a command-line setting gets
   that setting's value;
 - `Search(calibration, seed, options)`, which proposes configurations as `AskTell` says. `search.stages.trainable`
-  scores them, writes the rows, and resumes.
+  scores them, writes the rows, and resumes. A configuration has as many codes a layer as `calibration.quintile`: a
+  fifth is the layer's own tmax;
+- `FRONT = True`, if it makes something of scores with two objectives (`--objective pareto`).
 
 An algorithm that cannot be driven so has `trial(calibration, options, **where)` in place of `Search`: a Tune trainable
 of its own and the trainable's configuration (`ppo`).
 
     search = algorithms.find("hill").Search(calibration, seed=0)
     configurations = search.ask(8)
-    search.tell(configurations, [evaluate(configuration) for configuration in configurations])
+    search.tell(configurations, [Score((evaluate(configuration),)) for configuration in configurations])
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from types import ModuleType
 from typing import Any, Protocol
 
 from approx_env.scoring.evaluator import Configuration
-
-Score = Mapping[str, Any]  # 'return', 'accuracy', 'soft_accuracy', 'drop_points', 'kd', 'at', each a float
+from search.objectives import Score
 
 
 class AskTell(Protocol):

@@ -1,4 +1,4 @@
-"""Configurations drawn uniformly from the valid ones, each layer on its own."""
+"""Configurations drawn at random, as `Calibration.random` has it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from approx_env import tap
 from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.evaluator import Configuration
 from search.algorithms import Score
+
+FRONT = True
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Search:
     """Draws from one stream of random numbers, whatever the scores."""
 
     def __init__(self, calibration: Calibration, seed: int, options: Options = Options()):
-        self._tmax, self._generator = calibration.tmax, np.random.default_rng(seed)
+        self._calibration, self._generator = calibration, np.random.default_rng(seed)
 
     def ask(self, count: int) -> list[Configuration]:
-        return [tuple(tap.random_codes(tmax, self._generator) for tmax in self._tmax) for _ in range(count)]
+        return [self._calibration.random(self._generator) for _ in range(count)]
 
     def tell(self, configurations: Sequence[Configuration], scores: Sequence[Score]) -> None:
         pass

@@ -10,6 +10,7 @@ from ray import tune
 
 from approx_env.scoring.evaluator import Configuration
 from search import algorithms
+from search.objectives import OBJECTIVES
 from search.results import sink
 from search.workers.runners import Runners, Scorer, ScoringFailed, raised
 
@@ -43,8 +44,8 @@ def ended_by(error: Exception) -> dict[str, Any]:
 class AskTellSearch(tune.Trainable):
     """One search by an ask/tell algorithm.
 
-    `config` holds `run`, `algorithm`, its `options` as a dictionary, `seed`, `budget`, `num_env_runners`, and `gpus`,
-    what each of those asks for.
+    `config` holds `run`, `algorithm`, its `options` as a dictionary, `seed`, `budget`, `objective`, `budget_exact`,
+    `num_env_runners`, and `gpus`, what each of those asks for.
 
     A search that was cut off asks for everything again. Configurations that have rows are not scored again: the
     algorithm is told what the rows say.
@@ -89,7 +90,8 @@ class AskTellSearch(tune.Trainable):
             scores.append(next(outcomes))
             self._recorder.add(name, episode, scores[-1])
         self._recorder.wait()
-        self._search.tell(asked, scores)
+        objective, exact = OBJECTIVES[self.config["objective"]], self.config["budget_exact"]
+        self._search.tell(asked, [objective.score(outcome, exact) for outcome in scores])
         self._asked += len(asked)
 
     def _episode_id(self, episode: int) -> str:

@@ -160,8 +160,10 @@ def _trainable(job: Job, seeds: dict) -> tuple[type, Any]:
     settings = job.settings
     algorithm = algorithms.find(settings.algorithm)
     options = algorithms.options(algorithm, settings)
-    where = {"run": job.name, "seed": seeds, "budget": settings.budget, "num_env_runners": settings.runners,
+    where = {"run": job.name, "seed": seeds, "budget": settings.budget,
+             "budget_exact": settings.budget_exact, "num_env_runners": settings.runners,
              "gpus": settings.gpus}  # fmt: skip
     if hasattr(algorithm, "trial"):
         return algorithm.trial(job.problem.calibration, options, **where)
-    return AskTellSearch, where | {"algorithm": settings.algorithm, "options": asdict(options)}
+    own = {"algorithm": settings.algorithm, "options": asdict(options), "objective": settings.objective}
+    return AskTellSearch, where | own

@@ -2,31 +2,37 @@
 
 import json
 from dataclasses import is_dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from approx_env import tap
 from search import algorithms, config
+from search.objectives import Score
+from tests.calibrated import calibrated
 
 BUDGET = 60
 ASK_TELL = [name for name in algorithms.NAMES if hasattr(algorithms.find(name), "Search")]
 TMAX = (15, 35, 110, 255)
-CALIBRATION = SimpleNamespace(tmax=TMAX, quintile=tuple(tap.quintile(tmax) for tmax in TMAX))
+CALIBRATIONS = {"fixed": calibrated(*TMAX), "searched": calibrated(*TMAX, search_tmax=True)}  # tmax
 
 
-def score(configuration) -> dict[str, float]:
-    """A made-up score that differs for almost every configuration."""
-    return_ = float(np.sin(np.array(configuration, float) * 0.1).sum())
-    return dict.fromkeys(("accuracy", "soft_accuracy", "drop_points", "kd", "at"), 0.5) | {"return": return_}
+def score(configuration) -> Score:
+    """A made-up score that differs for almost every configuration; every third or so exceeds a budget."""
+    wave = np.sin(np.array(configuration, float) * 0.1)
+    return Score((float(wave.sum()),), max(0.0, float(wave[0].sum()) - 0.5))
 
 
-def drive(search, budget: int = BUDGET, at_a_time: int = 8) -> list:
+def of_a_front(configuration) -> Score:
+    """The same with a second objective."""
+    one = score(configuration)
+    return Score((*one.objectives, -float(np.array(configuration)[:, -1].mean())), one.excess)
+
+
+def drive(search, budget: int = BUDGET, at_a_time: int = 8, scored=score) -> list:
     """Asks and tells until the budget is spent, or the algorithm has no more."""
     asked = []
     while len(asked) < budget and (new := search.ask(min(at_a_time, budget - len(asked)))):
-        search.tell(new, [score(one) for one in new])
+        search.tell(new, [scored(one) for one in new])
         asked += new
     return asked
 
@@ -36,9 +42,14 @@ def algorithm(request):
     return algorithms.find(request.param)
 
 
+@pytest.fixture(params=CALIBRATIONS)
+def calibration(request):
+    return CALIBRATIONS[request.param]
+
+
 @pytest.fixture
-def begin(algorithm):
-    return lambda seed=0: algorithm.Search(CALIBRATION, seed)
+def begin(algorithm, calibration):
+    return lambda seed=0: algorithm.Search(calibration, seed)
 
 
 @pytest.mark.parametrize("name", algorithms.NAMES)
@@ -71,12 +82,11 @@ def test_an_algorithm_is_a_file_that_is_put_there(tmp_path, monkeypatch):
     assert algorithms.names() == tuple(sorted([*algorithms.NAMES, "another"]))
 
 
-def test_every_configuration_is_valid_and_plain(begin):
+def test_every_configuration_is_valid_and_plain(begin, calibration):
     asked = drive(begin())
     assert asked
     for configuration in asked:
-        assert len(configuration) == len(TMAX)
-        assert [tap.problems(codes, tmax) for codes, tmax in zip(configuration, TMAX, strict=True)] == [[]] * len(TMAX)
+        assert calibration.valid(configuration)
         assert {type(code) for codes in configuration for code in codes} == {int}
         assert isinstance(configuration, tuple)
 
@@ -140,6 +150,20 @@ def test_telling_leaves_what_it_is_given_as_it_is(begin):
     search = begin()
     asked = search.ask(4)
     scores = [score(one) for one in asked]
-    copies = list(asked), [dict(one) for one in scores]
+    copies = list(asked), list(scores)
     search.tell(asked, scores)
     assert (asked, scores) == copies
+
+
+@pytest.mark.parametrize("at_a_time", [1, 7])
+def test_what_searches_fronts_takes_two_objectives(begin, algorithm, calibration, at_a_time):
+    if not getattr(algorithm, "FRONT", False):
+        return
+    asked = drive(begin(), at_a_time=at_a_time, scored=of_a_front)
+    assert asked == drive(begin(), scored=of_a_front)
+    assert len(asked) == BUDGET and all(map(calibration.valid, asked))
+    search = begin()
+    drive(search, 21, scored=of_a_front)
+    other = begin(seed=99)
+    other.restore(json.loads(json.dumps(search.state(), allow_nan=False)))
+    assert drive(search, scored=of_a_front) == drive(other, scored=of_a_front)

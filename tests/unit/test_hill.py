@@ -1,19 +1,17 @@
 """Hill climbing: what moves, how far, and what is accepted."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from approx_env import tap
 from search.algorithms import hill
+from search.objectives import Score
+from tests.calibrated import calibrated
 
-TMAX = (15, 35, 255)
-CALIBRATION = SimpleNamespace(tmax=TMAX, quintile=tuple(tap.quintile(tmax) for tmax in TMAX))
+CALIBRATION = calibrated(15, 35, 255)
 
 
-def scores(*returns: float) -> list[dict]:
-    return [{"return": one} for one in returns]
+def scores(*returns: float) -> list[Score]:
+    return [Score((one,)) for one in returns]
 
 
 def moved(configuration, other) -> np.ndarray:
@@ -61,3 +59,30 @@ def test_a_generation_waits_for_its_scores_and_no_others():
     assert search.ask(1) == []
     search.tell(asked[3:], scores(0))
     assert len(search.ask(100)) == 4
+
+
+def test_what_exceeds_the_budget_is_left_for_what_exceeds_it_less_and_that_for_what_keeps_it():
+    search = hill.Search(CALIBRATION, 0, hill.Options(generation=3, moves=1))
+    asked = search.ask(3)
+    search.tell(asked, [Score((0.9,), 0.2), Score((0.1,), 0.1), Score((0.5,), 0.3)])
+    second = search.ask(3)
+    assert {np.count_nonzero(moved(one, asked[1])) for one in second} == {1}
+    search.tell(second, [Score((0.95,), 0.01), Score((0.05,)), Score((0.04,))])
+    assert {np.count_nonzero(moved(one, second[1])) for one in search.ask(3)} == {1}
+
+
+def test_with_two_objectives_it_moves_from_all_of_the_front_and_from_nothing_else():
+    search = hill.Search(CALIBRATION, 0, hill.Options(generation=40, moves=1))
+    asked = search.ask(40)
+    front = {7: (0.9, -0.5), 11: (0.8, -0.3), 12: (0.7, -0.1)}
+    search.tell(asked, [Score(front.get(k, (0.6, -0.6))) for k in range(40)])
+    starts = [{k for k, one in enumerate(asked) if np.count_nonzero(moved(two, one)) <= 1} for two in search.ask(40)]
+    assert set().union(*starts) >= set(front) and all(some & set(front) for some in starts)
+
+
+def test_it_moves_tmax_where_that_is_searched():
+    free = calibrated(15, 35, 255, search_tmax=True)
+    search = hill.Search(free, 0, hill.Options(generation=100))
+    first, *others = search.ask(100)
+    assert first == free.quintile == tuple((*codes, tmax) for codes, tmax in zip(CALIBRATION.quintile, free.tmax))
+    assert any(moved(one, first)[:, 4].any() for one in others)

@@ -5,15 +5,14 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from approx_env import tap
 from approx_env.errors import InputError
 from search import algorithms
 from search.stages import trainable
 from search.stages.trainable import FAILURE, AskTellSearch
 from search.workers.runners import ScoringFailed
+from tests.calibrated import calibrated
 
-TMAX = (15, 35)
-CALIBRATION = SimpleNamespace(tmax=TMAX, quintile=tuple(tap.quintile(tmax) for tmax in TMAX))
+CALIBRATION = calibrated(15, 35)
 
 
 def score(configuration) -> dict:
@@ -53,7 +52,7 @@ def search(monkeypatch):
         monkeypatch.setattr(trainable, "Runners", lambda problem, count, gpus: pool)
         made = object.__new__(AskTellSearch)
         made.config = {"run": "r", "algorithm": algorithm, "options": options, "seed": 3, "budget": budget,
-                       "num_env_runners": runners, "gpus": 0}  # fmt: skip
+                       "objective": "return", "budget_exact": None, "num_env_runners": runners, "gpus": 0}  # fmt: skip
         made.setup(made.config)
         return made
 

@@ -27,10 +27,10 @@ def job(**settings) -> SimpleNamespace:
 
 @pytest.mark.parametrize("name", algorithms.NAMES)
 def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
-    trainable, space = trials._trainable(job(algorithm=name, episodes=8), 3)
+    trainable, space = trials._trainable(job(algorithm=name, episodes=8, budget_exact=0.5), 3)
     if trainable is AskTellSearch:
-        assert space == {"run": "r", "seed": 3, "budget": 8, "num_env_runners": 2, "gpus": 0, "algorithm": name,
-                         "options": space["options"]}  # fmt: skip
+        assert space == {"run": "r", "seed": 3, "budget": 8, "budget_exact": 0.5, "num_env_runners": 2, "gpus": 0,
+                         "algorithm": name, "options": space["options"], "objective": "return"}  # fmt: skip
         assert algorithms.find(name).Options(**space["options"]) == algorithms.find(name).Options()
     else:
         assert (trainable, space.seed, space.num_env_runners) == (TapPPO, 3, 2)

@@ -229,6 +229,7 @@ def configure(
     run: str,
     seed: Any,
     budget: int,
+    budget_exact: float | None,
     num_env_runners: int,
     gpus: float = 0,
 ) -> PPOConfig:
