@@ -173,7 +173,7 @@ def check_top(folder: Folder, about: Mapping[str, Any]) -> None:
     """Raises ValueError unless top.parquet has the columns of validated rows."""
     try:
         table = pq.read_table(pa.BufferReader(folder.read(store.TOP)))
-        _check_columns(table, _expected(table, store.validated_schema(list(about["layers"]))))
+        _check_columns(table, _expected(table, store.validated_schema(list(about["layers"])), about))
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(f"{store.TOP}: {_first_line(error)}") from error
 
@@ -197,7 +197,7 @@ def check_baselines(folder: Folder, about: Mapping[str, Any]) -> None:
 
 def check_rows(table: pa.Table, about: Mapping[str, Any]) -> None:
     """Raises ValueError unless every row of a part is one that the run `about` may have written."""
-    expected = _expected(table, store.schema(list(about["layers"])))
+    expected = _expected(table, store.schema(list(about["layers"])), about)
     _check_columns(table, expected)
     _check_cells(table, expected)
     for name, allowed in _allowed(about):
@@ -242,9 +242,14 @@ def _check_codes(codes: Mapping[str, np.ndarray], layer: str, tmax: int) -> None
         raise ValueError(f"codes of {layer} do not satisfy 1 <= t1 < v1 < t2 < v2 <= tmax = {tmax}")
 
 
-def _expected(table: pa.Table, columns: pa.Schema) -> pa.Schema:
+def _expected(table: pa.Table, columns: pa.Schema, about: Mapping[str, Any]) -> pa.Schema:
     """The columns that a table must have: of an older run those of its time."""
-    return columns if set(store.COSTS) & set(table.column_names) else store.without_costs(columns)
+    there = set(table.column_names)
+    if not there & set(store.COSTS):
+        columns = store.without(columns, store.COSTS)
+    if not there & set(store.FORWARDS) and "objective" not in about["arguments"]:
+        columns = store.without(columns, store.FORWARDS)
+    return columns
 
 
 def _check_cells(table: pa.Table, expected: pa.Schema) -> None:

@@ -24,6 +24,7 @@ STUDENT, STUDENT_ARRAYS = "student.int8.json", "student.int8.safetensors"  # of 
 TORN_READS, TORN_SECONDS = 3, 0.5  # an object that is replaced while it is read comes torn: then it is read again
 STATE_SUFFIX = ".safetensors"  # of the file that a PPO search goes on from
 CODE_FIELDS = (*CODES, "tmax")
+FORWARDS = ("layer_forwards",)  # older runs lack it
 COSTS = ("mac_zero_natural", "mac_zero_natural_all", "relative_energy_sites", "relative_energy")  # older runs lack them
 
 
@@ -51,13 +52,14 @@ def schema(layers: Sequence[str]) -> pa.Schema:
         *((f"{layer}_{field}", pa.int16()) for layer in layers for field in CODE_FIELDS),
         *((f"{layer}_mac_{kind}", pa.float64()) for layer in layers for kind in KINDS),
         *((name, pa.float64()) for name in COSTS),
+        *((name, pa.int32()) for name in FORWARDS),
     ]
     return pa.schema(columns)
 
 
-def without_costs(columns: pa.Schema) -> pa.Schema:
-    """The columns as runs had them before there was a cost model."""
-    return pa.schema([field for field in columns if field.name not in COSTS])
+def without(columns: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    """The columns as runs had them before there were those of these names."""
+    return pa.schema([field for field in columns if field.name not in names])
 
 
 def validated_schema(layers: Sequence[str]) -> pa.Schema:

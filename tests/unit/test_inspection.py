@@ -182,11 +182,12 @@ def retyped(name: str, kind: pa.DataType) -> Callable[[Path], None]:
 
 
 def older(folder: Path) -> None:
-    """Makes it a run from before there was a cost model."""
+    """Makes it a run from before there was a cost model, and layer-forwards were counted."""
     edited(store.RUN, ABOUT, "cost", LACKS)(folder)
+    edited(store.RUN, json.loads((folder / store.RUN).read_text()), "arguments.objective", LACKS)(folder)
     gone(store.BASELINES)(folder)
     for path in (folder / "episodes" / "part-1.parquet", folder / store.TOP):
-        pq.write_table(pq.read_table(path).drop_columns(list(store.COSTS)), path)
+        pq.write_table(pq.read_table(path).drop_columns([*store.COSTS, *store.FORWARDS]), path)
 
 
 again = part(lambda rows: rows, "part-2.parquet")

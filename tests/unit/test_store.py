@@ -45,6 +45,7 @@ def make_row(episode: int) -> dict:
         "dataset": "digits",
         "search_images": 32,
         "time": TIME,
+        "layer_forwards": 2,
         **store.configuration_columns(LAYERS, CODES, TMAX),
         **store.score_columns(LAYERS, OUTCOME),
     }
@@ -77,17 +78,18 @@ def test_the_schema_has_all_that_a_row_must_tell():
     assert names >= {f"{layer}_{code}" for layer in LAYERS for code in ("t1", "v1", "t2", "v2", "tmax")}
 
 
-def test_costs_come_last_so_that_older_columns_stay_where_they_were():
+def test_what_came_later_comes_last_so_that_older_columns_stay_where_they_were():
     columns = store.schema(LAYERS)
-    assert columns.names[-4:] == list(store.COSTS)
-    assert store.without_costs(columns).names == columns.names[:-4]
+    assert columns.names[-5:] == [*store.COSTS, *store.FORWARDS]
+    assert store.without(columns, store.FORWARDS).names == columns.names[:-1]
+    assert store.without(columns, store.COSTS).names == columns.names[:-5] + columns.names[-1:]
     assert [make_row(0)[name] for name in store.COSTS] == [0.25, 0.125, 0.375, 0.6875]  # natural zeros of all: x 0.5
 
 
 def test_rows_of_before_and_after_the_cost_model_are_read_together(folder):
     """As an older run that was resumed leaves them."""
     older = [{name: value for name, value in make_row(7).items() if name not in store.COSTS}]
-    data = store.parquet(older, store.without_costs(store.schema(LAYERS)))
+    data = store.parquet(older, store.without(store.schema(LAYERS), store.COSTS))
     (folder / store.EPISODES / "part-0.parquet").write_bytes(data)
     rows = {row["episode"]: row for row in store.read_rows(Folder(folder))}
     assert rows[7] == older[0] and rows[4] == make_row(4)
