@@ -28,7 +28,19 @@ from search.config import Settings
 from search.results import inspection, lease, store
 from search.results.folder import Folder
 
-PACKAGES = ("tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow")
+PACKAGES = (
+    "tapsearch",
+    "torch",
+    "torchvision",
+    "ray",
+    "gymnasium",
+    "numpy",
+    "numba",
+    "pandas",
+    "pyarrow",
+    "cmaes",
+    "optuna",
+)
 
 
 @dataclass(frozen=True)
