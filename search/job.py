@@ -29,18 +29,8 @@ from search.results import inspection, lease, store
 from search.results.folder import Folder
 
 PACKAGES = (
-    "tapsearch",
-    "torch",
-    "torchvision",
-    "ray",
-    "gymnasium",
-    "numpy",
-    "numba",
-    "pandas",
-    "pyarrow",
-    "cmaes",
-    "optuna",
-)
+    "tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow", "cmaes", "optuna",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,6 +53,10 @@ class Job:
         """Share of the network's multiply-accumulates, in [0, 1], that read approximated codes; padding left out."""
         moved = pool_first(self.problem.network)
         return cost.covered(moved, cost.readers(moved))
+
+    def calibration_images(self) -> np.ndarray:
+        """The images that the layers were calibrated on, `(n, c, h, w) uint8`."""
+        return _calibration_images(self.settings, self.dataset)
 
 
 def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", "test")) -> Job:
@@ -118,7 +112,7 @@ def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", 
 
 def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
     """The calibration of a network, its layers in the network's order: codes and columns are joined to it by that."""
-    images, _ = dataset.load("calibration", settings.calib_batches * settings.calib_batch_size)
+    images = _calibration_images(settings, dataset)
     made = calibration.calibrate(
         network,
         np.split(images, settings.calib_batches),
@@ -129,6 +123,10 @@ def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> 
     )
     by_name = {layer.name: layer for layer in made.layers}
     return replace(made, layers=tuple(by_name[name] for name in network.layers))
+
+
+def _calibration_images(settings: Settings, dataset: data.Dataset) -> np.ndarray:
+    return dataset.load("calibration", settings.calib_batches * settings.calib_batch_size)[0]
 
 
 def _go_on(folder: Folder, given: Settings) -> tuple[dict[str, Any], Settings]:

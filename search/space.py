@@ -42,9 +42,12 @@ class Space:
         """The point of a valid configuration whose numbers ascend within each layer."""
         return (np.asarray(configuration) - self._offsets).ravel()
 
-    def around(self, point: np.ndarray, width: float, generator: np.random.Generator) -> np.ndarray:
-        """A point near another one; `width` is the standard deviation of each number, as a share of its tmax."""
-        return self._within(generator.normal(point, width * self.unit))
+    def around(self, point: np.ndarray, moves: int, width: float, generator: np.random.Generator) -> np.ndarray:
+        """A point near another one: `moves` numbers move, by a standard deviation of `width` times their tmax."""
+        moving = generator.choice(len(point), moves, replace=False)
+        moved = point.astype(float)
+        moved[moving] = generator.normal(point[moving], width * self.unit[moving])
+        return self._within(moved)
 
     def _within(self, point: np.ndarray) -> np.ndarray:
         return np.clip(np.rint(point), self.lower, self.upper).astype(np.int64)

@@ -14,6 +14,8 @@ from search.generations import Generations
 from search.objectives import Score
 from search.space import Space
 
+MOVES = 3  # codes of each of the first configurations that are not quintile's
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -54,7 +56,9 @@ class Study(Generations):
 
     def _propose(self) -> Configuration:
         if len(self._asked) < self._first:
-            point = self._space.around(self._quintile, self._width, self._generator) if self._asked else self._quintile
+            point = self._quintile
+            if self._asked:
+                point = self._space.around(point, MOVES, self._width, self._generator)
             if self._study is not None:
                 self._begin(point)
             return self._space.configuration(point)
@@ -64,7 +68,9 @@ class Study(Generations):
     def _begin(self, point: np.ndarray) -> None:
         """Starts a trial with a point that is not the sampler's."""
         self._study.enqueue_trial(dict(zip(self._distributions, point.tolist(), strict=True)))
-        self._trials.append(self._study.ask(self._distributions))
+        trial = self._study.ask(self._distributions)
+        _ = trial.relative_params  # else NSGA-II would not count it among a generation
+        self._trials.append(trial)
 
     def _learn(self, generation: Sequence[Configuration], scores: Sequence[Score]) -> None:
         if self._study is None:

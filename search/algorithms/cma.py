@@ -26,7 +26,7 @@ from search.space import Space
 class Options:
     """How wide the first generation is."""
 
-    width: float = 0.06  # standard deviation of each code, as a share of the layer's tmax
+    width: float = 0.015  # standard deviation of each code, as a share of the layer's tmax
 
 
 class Search(Generations):

@@ -23,6 +23,8 @@ from search.generations import Generations
 from search.objectives import Score
 from search.space import Space
 
+MOVES = 3  # codes of each of the first configurations that are not quintile's
+
 
 @dataclass(frozen=True)
 class Options:
@@ -52,7 +54,7 @@ class Search(Generations):
         if self._scores:
             child = self._child(len(self._children))
         elif self._children:
-            child = self._space.around(self._start, self._options.width, self._generator)
+            child = self._space.around(self._start, MOVES, self._options.width, self._generator)
         else:
             child = self._start
         self._children.append(child)

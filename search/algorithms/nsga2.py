@@ -1,12 +1,14 @@
 """NSGA-II: a population whose fronts are sorted, for two objectives at once; Optuna's sampler.
 
-With one objective it is a genetic algorithm with uniform crossover.
+With one objective it is a genetic algorithm with uniform crossover. A number mutates nearby, as in Deb's own program;
+Optuna's default is a uniform draw.
 
 Source: Deb et al., IEEE Transactions on Evolutionary Computation 6(2), 2002.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import optuna
@@ -29,6 +31,8 @@ class Search(Study):
     """Crosses and mutates the best of a population."""
 
     def __init__(self, calibration: Calibration, seed: int, options: Options = Options()):
-        sampler = optuna.samplers.NSGAIISampler(population_size=options.population, seed=seed)
         size = options.population
+        with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+            mutation = optuna.samplers.nsgaii.PolynomialMutation()
+        sampler = optuna.samplers.NSGAIISampler(population_size=size, mutation=mutation, seed=seed)
         super().__init__(calibration, seed, options, sampler, size, size, options.width)

@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from approx_env.errors import InputError
-from search import algorithms
+from search import algorithms, config
 from search.results import store
 from search.stages import trainable
 from search.stages.trainable import FAILURE, AskTellSearch
@@ -14,6 +14,7 @@ from search.workers.runners import ScoringFailed
 from tests.calibrated import calibrated
 
 CALIBRATION = calibrated(15, 35)
+ASK_TELL = [name for name in algorithms.NAMES if hasattr(algorithms.find(name), "Search")]
 LAYERS = [layer.name for layer in CALIBRATION.layers]
 
 
@@ -69,17 +70,17 @@ def run(made: AskTellSearch) -> dict:
     raise AssertionError("it never ends")
 
 
-@pytest.mark.parametrize("name", [name for name in algorithms.NAMES if hasattr(algorithms.find(name), "Search")])
+@pytest.mark.parametrize("name", ASK_TELL)
 @pytest.mark.parametrize("budget", [1, 7, 20])
 def test_exactly_the_budget_is_scored(search, name, budget):
-    budget = 1 if name == "quintile" else budget
+    budget = 1 if name in config.FIXED else budget
     sink = Sink()
     assert run(search(sink, name, budget))["episodes"] == budget
     assert sink.recorded == list(range(budget))
     assert list(sink.rows) == [f"{name}-seed3-{episode}" for episode in range(budget)]
 
 
-@pytest.mark.parametrize("name", ["random", "hill"])
+@pytest.mark.parametrize("name", sorted(set(ASK_TELL).difference(config.FIXED)))
 def test_the_number_of_runners_changes_no_row(search, name):
     rows = []
     for runners in (0, 1, 2, 16):
