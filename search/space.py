@@ -22,6 +22,7 @@ from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.evaluator import Configuration
 
 OFFSETS = (0, 1, 2, 3, 3)  # keep codes apart; v2 may be tmax
+STRETCH = 0.25  # standard deviation of the logarithm of a factor
 
 
 class Space:
@@ -29,6 +30,7 @@ class Space:
 
     def __init__(self, calibration: Calibration):
         self._offsets = np.array(OFFSETS[: len(calibration.names)])
+        self._search_tmax = calibration.search_tmax
         self.unit = np.repeat(calibration.tmax, len(self._offsets))  # tmax of each number's layer
         highest = np.full_like(self.unit, tap.HIGHEST_CODE) if calibration.search_tmax else self.unit
         self.lower, self.upper = np.ones_like(self.unit), highest - OFFSETS[-1]
@@ -43,10 +45,16 @@ class Space:
         return (np.asarray(configuration) - self._offsets).ravel()
 
     def around(self, point: np.ndarray, moves: int, width: float, generator: np.random.Generator) -> np.ndarray:
-        """A point near another one: `moves` numbers move, by a standard deviation of `width` times their tmax."""
+        """A point near another one: `moves` numbers move, by a standard deviation of `width` times their tmax.
+
+        Where tmax is searched, all numbers are stretched by one factor first, so that shares of exact multiplications
+        differ.
+        """
         moving = generator.choice(len(point), moves, replace=False)
         moved = point.astype(float)
-        moved[moving] = generator.normal(point[moving], width * self.unit[moving])
+        if self._search_tmax:
+            moved *= np.exp(generator.normal(0, STRETCH))
+        moved[moving] = generator.normal(moved[moving], width * self.unit[moving])
         return self._within(moved)
 
     def _within(self, point: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.evaluator import Reward
 
 BATCH = 64  # images whose gradients are in memory together
-LINEAR = 1000.0  # weight of the squared mean and slope errors
+LINEAR = 100.0  # weight of the squared mean and slope errors
 
 
 def propose(

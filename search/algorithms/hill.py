@@ -6,6 +6,9 @@ far, and that one changes when the whole generation is told. The first generatio
 A climb that has found nothing better for some generations begins again nearby: many codes of the best configuration
 move, and the next climb starts there, however good that is.
 
+Where tmax is searched, some configurations are stretched first: all codes of all layers by one factor. Moves of single
+codes would take long to change the share of exact multiplications.
+
 With two objectives the best are a front, and each configuration is moved from one of it, drawn at random; there are no
 restarts.
 
@@ -23,6 +26,7 @@ import numpy as np
 
 from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.evaluator import Configuration
+from approx_env.tap import HIGHEST_CODE
 from search.generations import Generations
 from search.objectives import Score
 
@@ -38,6 +42,8 @@ class Options:
     generation: int = 8  # configurations that are moved from the same one
     moves: int = 3  # at most so many codes of a configuration move; at least one does
     width: float = 0.06  # standard deviation of a move, as a share of the layer's tmax
+    stretched: float = 0.25  # share of configurations that are stretched, where tmax is searched
+    stretch: float = 0.25  # standard deviation of the factor's logarithm
     patience: int = 10**9  # generations without a better configuration, after which a climb begins again
 
 
@@ -73,6 +79,9 @@ class Search(Generations):
 
     def _drawn(self, start: Configuration, most: int) -> Configuration:
         codes = np.array(start)
+        if self._calibration.search_tmax and self._generator.random() < self._options.stretched:
+            factor = np.exp(self._generator.normal(0, self._options.stretch))
+            codes = np.minimum(np.rint(factor * codes), HIGHEST_CODE).astype(codes.dtype)
         count = self._generator.integers(1, most + 1)
         layers, columns = np.divmod(self._generator.choice(codes.size, count, replace=False), codes.shape[1])
         widths = self._options.width * np.array(self._calibration.tmax)[layers]

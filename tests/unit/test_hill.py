@@ -82,10 +82,23 @@ def test_with_two_objectives_it_moves_from_all_of_the_front_and_from_nothing_els
 
 def test_it_moves_tmax_where_that_is_searched():
     free = calibrated(15, 35, 255, search_tmax=True)
-    search = hill.Search(free, 0, hill.Options(generation=100))
-    first, *others = search.ask(100)
-    assert first == free.quintile == tuple((*codes, tmax) for codes, tmax in zip(CALIBRATION.quintile, free.tmax))
-    assert any(moved(one, first)[:, 4].any() for one in others)
+    search = hill.Search(free, 0, hill.Options(generation=200))
+    first, *others = search.ask(200)
+    assert first == free.quintile and [codes[4] for codes in first] == [15, 35, 255]
+    assert all(map(free.valid, others))
+    little = [one for one in others if np.count_nonzero(moved(one, first)) <= 3]
+    assert 130 < len(little) < 170  # the others are stretched
+    assert any(moved(one, first)[:, 4].any() for one in little)
+
+
+def test_a_stretched_configuration_is_scaled_by_one_factor():
+    free = calibrated(100, 150, 200, search_tmax=True)
+    search = hill.Search(free, 0, hill.Options(generation=50, stretched=1.0, moves=1))
+    first, *others = search.ask(50)
+    factors = np.array([np.array(one) / np.array(first) for one in others]).reshape(49, -1)
+    medians = np.median(factors, 1, keepdims=True)
+    assert (np.sum(abs(factors / medians - 1) > 0.04, 1) <= 4).all()  # one move, and what is cut at 255
+    assert np.std(np.log(medians)) == pytest.approx(0.25, rel=0.3)
 
 
 def test_a_climb_that_finds_nothing_begins_again_near_the_best_of_all():

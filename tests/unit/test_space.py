@@ -52,9 +52,20 @@ def test_a_step_of_a_number_is_a_step_of_one_code():
         assert difference.ravel().tolist() == (np.arange(len(start)) == number).tolist()
 
 
-def test_points_around_another_one_are_as_far_as_asked():
+def test_points_around_another_one_move_as_many_numbers_as_far_as_asked():
     calibration = calibrated(255)
     space, generator = Space(calibration), np.random.default_rng(0)
     start = space.point(calibration.quintile)
-    moved = np.array([space.around(start, 0.06, generator) for _ in range(2000)])
-    assert (moved - start).std(0) == pytest.approx(np.full(4, 0.06 * 255), rel=0.1)
+    steps = np.array([space.around(start, 2, 0.06, generator) for _ in range(2000)]) - start
+    assert np.count_nonzero(steps, axis=1).max() == 2
+    assert steps[steps != 0].std() == pytest.approx(0.06 * 255, rel=0.1)
+
+
+def test_points_around_are_stretched_where_tmax_is_searched():
+    calibration = calibrated(120, 120, search_tmax=True)
+    space, generator = Space(calibration), np.random.default_rng(0)
+    start = space.point(calibration.quintile)
+    drawn = [space.configuration(space.around(start, 1, 0.06, generator)) for _ in range(500)]
+    assert all(map(calibration.valid, drawn))
+    factors = np.array([[layer[4] / 120 for layer in one] for one in drawn])
+    assert np.log(np.median(factors, 1)).std() == pytest.approx(0.25, rel=0.2)
