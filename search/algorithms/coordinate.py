@@ -21,6 +21,8 @@ from search.objectives import Score
 
 GROW, SHRINK = 1.5, 0.6
 LEAST, MOST = 0.5, 1.5  # a move is this part of its code's step, drawn anew for each
+CLOSER, LESS = 10, 0.8  # so often a move that is not valid is tried again, each time with a smaller step
+ATTEMPTS = 1000
 
 
 @dataclass(frozen=True)
@@ -51,20 +53,19 @@ class Search(Generations):
         return self._moved(code, -1 if down else 1)
 
     def _moved(self, code: int, sign: int) -> Configuration:
-        """The best configuration with one code of the layer moved; any way if there is no room this way."""
+        """The best configuration with one code of the layer moved; a single step of any code if there is no room."""
         step = self._steps[self._layer, code]
-        for attempt in range(1000):
-            codes = [list(layer) for layer in self._best]
+        for attempt in range(ATTEMPTS):
+            if attempt > CLOSER:
+                code, sign = int(self._generator.integers(len(self._best[0]))), 1 - 2 * int(self._generator.integers(2))
             far = max(1, round(step * self._generator.uniform(LEAST, MOST)))
+            step = step * LESS if attempt < CLOSER else 1.0
+            codes = [list(layer) for layer in self._best]
             codes[self._layer][code] += far * sign
             moved = tuple(map(tuple, codes))
             if self._calibration.valid(moved):
                 return moved
-            step *= 0.8
-            if attempt > 10:
-                code, sign = self._generator.integers(len(codes[0])), self._generator.choice([-1, 1])
-                step = 1
-        return self._best
+        return self._best  # no code of the layer can move, as with tmax 4
 
     def _learn(self, generation: Sequence[Configuration], scores: Sequence[Score]) -> None:
         before, steps = self._best[self._layer], self._steps[self._layer]
