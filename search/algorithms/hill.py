@@ -3,8 +3,8 @@
 It is a (1 + lambda) evolution strategy on whole numbers: all of a generation are moved from the best configuration so
 far, and that one changes when the whole generation is told. The first generation begins with quintile itself.
 
-A climb that has found nothing better for some generations begins again nearby: many codes of the best configuration
-move, and the next climb starts there, however good that is.
+With `patience`, a climb that has found nothing better for so many generations begins again nearby: several codes of the
+best configuration move, and the next climb starts there, however good that is.
 
 Where tmax is searched, some configurations are stretched first: all codes of all layers by one factor. Moves of single
 codes would take long to change the share of exact multiplications.
@@ -44,7 +44,7 @@ class Options:
     width: float = 0.06  # standard deviation of a move, as a share of the layer's tmax
     stretched: float = 0.25  # share of configurations that are stretched, where tmax is searched
     stretch: float = 0.25  # standard deviation of the factor's logarithm
-    patience: int = 10**9  # generations without a better configuration, after which a climb begins again
+    patience: int = 0  # generations without a better configuration, after which a climb begins again; 0: never does
 
 
 class Search(Generations):
@@ -95,7 +95,7 @@ class Search(Generations):
                 left = [pair for pair in self._front if pair[1] != score and not score.dominates(pair[1])]
                 self._front = [*left, (told, score)]
         self._stale = 0 if {score for _, score in self._front}.difference(before) else self._stale + 1
-        if self._stale >= self._options.patience and len(self._front) == 1:
+        if 0 < self._options.patience <= self._stale and len(self._front) == 1:
             self._begin_again()
 
     def _begin_again(self) -> None:
