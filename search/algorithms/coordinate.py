@@ -30,7 +30,6 @@ class Options:
     """How far codes move."""
 
     step: float = 0.1  # at first, as a share of the layer's tmax
-    start: Configuration | None = None  # scored right after quintile, which it replaces if it is better
 
 
 class Search(Generations):
@@ -40,15 +39,13 @@ class Search(Generations):
         super().__init__(calibration, seed, options)
         self._calibration, self._generator = calibration, np.random.default_rng(seed)
         self.size = 2 * len(calibration.names)
-        start = [tuple(map(tuple, options.start))] if options.start is not None else []
-        self._first = [calibration.quintile, *start]
         self._best, self._score = calibration.quintile, None
         self._layer = len(calibration.layers) - 1
         self._steps = options.step * np.repeat(np.array(calibration.tmax, float)[:, None], len(calibration.names), 1)
 
     def _propose(self) -> Configuration:
-        if len(self._asked) < len(self._first):
-            return self._first[len(self._asked)]
+        if not self._asked:
+            return self._best
         code, down = divmod(len(self._asked) % self.size, 2)
         return self._moved(code, -1 if down else 1)
 

@@ -72,7 +72,7 @@ def test_settings_reach_the_options_of_the_same_names():
 
 
 def test_the_mission_s_algorithms_are_there():
-    wanted = "quintile random hill coordinate cma de tpe nsga2 reconstruction ppo auto"
+    wanted = "quintile random hill coordinate cma de tpe nsga2 reconstruction ppo"
     assert set(wanted.split()) <= set(algorithms.NAMES)
 
 

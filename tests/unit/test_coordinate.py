@@ -80,12 +80,3 @@ def test_a_layer_without_room_moves_what_can_move():
     for _ in range(20):
         asked = generation(search, otherwise=1.0)
         assert all(calibrated(15).valid(one) for one in asked)
-
-
-def test_a_start_is_scored_behind_quintile_and_swept_from_if_it_is_better():
-    start = ((2, 20, 30, 40),) * 3
-    for better, returns in ((True, (0.5, 0.6)), (False, (0.6, 0.5))):
-        search = coordinate.Search(CALIBRATION, 0, coordinate.Options(start=[list(codes) for codes in start]))
-        first = generation(search, *returns)
-        assert first[:2] == [CALIBRATION.quintile, start]
-        assert all(len(moved(one, first[better])) == 1 for one in generation(search))

@@ -9,7 +9,7 @@ import pytest
 from approx_env.errors import InputError
 from approx_env.scoring.calibration import Calibration, Layer
 from search import algorithms
-from search.algorithms import auto, reconstruction
+from search.algorithms import reconstruction
 from search.algorithms.ppo.learner import TapPPO
 from search.config import Settings
 from search.results.sink import Progress
@@ -32,7 +32,6 @@ def job(**settings) -> SimpleNamespace:
 def reconstructed(monkeypatch):
     """Stands in for what follows from gradients, which take a network."""
     monkeypatch.setattr(reconstruction, "start", lambda problem, images: (problem.calibration.quintile, images))
-    monkeypatch.setattr(auto, "start", reconstruction.start)
 
 
 @pytest.mark.parametrize("name", algorithms.NAMES)
@@ -42,7 +41,7 @@ def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
         assert space == {"run": "r", "seed": 3, "budget": 8, "budget_exact": 0.5, "num_env_runners": 2, "gpus": 0,
                          "algorithm": name, "options": space["options"], "objective": "return"}  # fmt: skip
         module = algorithms.find(name)
-        start = {"start": (CALIBRATION.quintile, "images")} if name in ("reconstruction", "auto") else {}
+        start = {"start": (CALIBRATION.quintile, "images")} if name == "reconstruction" else {}
         assert module.Options(**space["options"]) == module.Options(**start)
     else:
         assert (trainable, space.seed, space.num_env_runners) == (TapPPO, 3, 2)
