@@ -12,8 +12,8 @@ found, this layer and later ones quintile. The codes found minimise
 The first term alone shrinks activations: each segment's best value is its mean, and the lowest segment has none. Such
 an error has the same sign everywhere, so that the sums of the next layer add it up, while the rest averages out. So
 both errors that are linear in `c` cost more. Measured on CIFAR-10 (JPEG), on 2,048 validation images, where a drop has
-a standard error of 0.5 points (AlexNet's is the mean of two sets of 128 calibration images; SqueezeNet's is of one, with
-LINEAR at 1000):
+a standard error of 0.5 points. AlexNet's last line is the mean of two sets of 128 calibration images; SqueezeNet's is
+of one, with LINEAR at 1000:
 
 | codes (KD, AT, drop in points) | AlexNet | SqueezeNet |
 |---|---|---|
