@@ -1,16 +1,13 @@
 PYTHON ?= python3
 VENV := .venv/bin
-PYTEST := $(VENV)/python -m pytest
-PURE := tests/unit tests/property
+PYTEST := $(VENV)/python -m pytest --numprocesses 2
 
 .PHONY: run test test-all bench
 run: .venv/installed
 	$(VENV)/python -m search.run --model squeezenet
 
-# What starts Ray runs after the rest, by itself: a search has a process for each core.
 test: .venv/installed
-	$(PYTEST) --numprocesses 2 --dist worksteal $(PURE)
-	$(PYTEST) $(PURE:%=--ignore %)
+	$(PYTEST)
 
 test-all: test
 	$(PYTEST) -m slow

@@ -21,21 +21,28 @@ CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 16, 32
 
 
 class CodeSpace(gym.spaces.MultiDiscrete):
-    """`MultiDiscrete([256] * 4)` whose `sample()` gives codes `(t1, v1, t2, v2)` that are valid under `tmax`."""
+    """`MultiDiscrete([256] * 4)` whose `sample()` gives codes `(t1, v1, t2, v2)` that are valid under `tmax`.
 
-    def __init__(self, tmax: int, seed: int | np.random.Generator | None = None):
-        super().__init__([tap.CODE_COUNT] * len(tap.CODES), seed=seed)
-        self.tmax = tmax
+    With `search_tmax` it is `MultiDiscrete([256] * 5)`, and a sample has a tmax of its own.
+    """
+
+    def __init__(self, tmax: int, search_tmax: bool = False, seed: int | np.random.Generator | None = None):
+        super().__init__([tap.CODE_COUNT] * len(tap.WITH_TMAX if search_tmax else tap.CODES), seed=seed)
+        self.tmax, self.search_tmax = tmax, search_tmax
+
+    def draw(self, generator: np.random.Generator) -> tuple[int, ...]:
+        """Draws one of the valid actions, each with the same probability."""
+        return tap.random_codes_with_tmax(generator) if self.search_tmax else tap.random_codes(self.tmax, generator)
 
     def sample(self, mask=None, probability=None) -> np.ndarray:
-        """Draws one of the valid quadruples, each with the same probability; takes no mask."""
+        """Draws one of the valid actions, each with the same probability; takes no mask."""
         if mask is not None or probability is not None:
             raise ValueError("CodeSpace.sample() takes no mask: it draws valid codes by itself")
-        return np.array(tap.random_codes(self.tmax, self.np_random), self.dtype)
+        return np.array(self.draw(self.np_random), self.dtype)
 
 
 class BatchedCodeSpace(gym.spaces.Box):
-    """`(n, 4)` codes for `n` environments in lockstep; `sample()` gives codes that are valid for all of them.
+    """Codes `(n, 4)`, or `(n, 5)`, for `n` environments in lockstep; `sample()` gives codes that are valid for all.
 
     Args:
         space: of one of them. Its tmax, whenever a sample is drawn, is that of the layer that comes next.
@@ -48,10 +55,10 @@ class BatchedCodeSpace(gym.spaces.Box):
         self._space = space
 
     def sample(self, mask=None, probability=None) -> np.ndarray:
-        """Draws one of the valid quadruples for each environment; takes no mask."""
+        """Draws one of the valid actions for each environment; takes no mask."""
         if mask is not None or probability is not None:
             raise ValueError("BatchedCodeSpace.sample() takes no mask: it draws valid codes by itself")
-        return np.array([tap.random_codes(self._space.tmax, self.np_random) for _ in range(len(self.low))], self.dtype)
+        return np.array([self._space.draw(self.np_random) for _ in range(len(self.low))], self.dtype)
 
 
 @gym.vector.utils.batch_space.register(CodeSpace)
@@ -68,7 +75,8 @@ class TapEnv(gym.Env):
     ## Action Space
     `MultiDiscrete([256] * 4)`: `(t1, v1, t2, v2)` with `1 <= t1 < v1 < t2 < v2 <= tmax`, the layer's tmax being in
     `info["tmax"]`. Invalid codes raise `ValueError`; they are never repaired. `action_space.sample()` gives valid
-    codes for the layer that comes next.
+    codes for the layer that comes next. Where tmax is searched it is `MultiDiscrete([256] * 5)`: an action's last code
+    is its tmax, `v2 <= tmax <= 255`, and `info["tmax"]` is what calibration says.
 
     ## Observation Space
     `Box(0, 1, (4,), float32)`: `[i / (L - 1), mean / 255, std / 128, p90 / 255]` of the calibration histogram of the
@@ -86,13 +94,14 @@ class TapEnv(gym.Env):
     Terminates when every layer has its codes. Never truncates.
 
     ## Information
-    Every `info` has `tmax` of the layer that comes next. The last one has `codes (L, 4) int64`, `accuracy`,
-    `soft_accuracy`, `drop_points`, `kd`, `at`, `return`, the cost shares `layer_shares (L, 4)`, `shares (4,)`, and
-    the other fields of `Score`.
+    Every `info` has `tmax` of the layer that comes next. The last one has `codes (L, 4) int64` (or `(L, 5)`),
+    `accuracy`, `soft_accuracy`, `drop_points`, `kd`, `at`, `return`, the cost shares `layer_shares (L, 4)`,
+    `shares (4,)`, and the other fields of `Score`.
 
     ## Arguments
     `evaluator` is the problem; without one it is that of `model`'s shipped digits teacher and 256 search images, on
-    `engine` ('vector' or 'portable'; by default the fast one that this CPU can run), with `sites` 'standard' or 'all'.
+    `engine` ('vector' or 'portable'; by default the fast one that this CPU can run), with `sites` 'standard' or 'all',
+    and `search_tmax` or without. An evaluator's calibration says whether tmax is searched.
     """
 
     metadata = {"render_modes": []}
@@ -104,11 +113,12 @@ class TapEnv(gym.Env):
         model: str = "squeezenet",
         engine: str | None = None,
         sites: str = "standard",
+        search_tmax: bool = False,
     ):
-        self.evaluator = shipped_evaluator(model, engine, sites) if evaluator is None else evaluator
+        self.evaluator = shipped_evaluator(model, engine, sites, search_tmax) if evaluator is None else evaluator
         self._layers = self.evaluator.calibration.layers
         self.observation_space = gym.spaces.Box(0.0, 1.0, (4,), np.float32)
-        self.action_space = CodeSpace(self._layers[0].tmax)
+        self.action_space = CodeSpace(self._layers[0].tmax, self.evaluator.calibration.search_tmax)
         self._codes: list[list[int]] = []
         self._evaluation = None
 
@@ -121,7 +131,7 @@ class TapEnv(gym.Env):
     def step(self, action):
         if self._evaluation is None or self._evaluation.scores:
             raise gym.error.ResetNeeded("call reset() before step(): no episode is under way")
-        codes = np.asarray(action)
+        codes = _checked(action, self.action_space)
         (reward,) = self._evaluation.advance(codes[None])
         self._codes.append(codes.tolist())
         score = self._evaluation.scores[0] if self._evaluation.scores else None
@@ -144,7 +154,7 @@ class TapVectorEnv(gym.vector.VectorEnv):
 
     Args:
         num_envs: configurations in lockstep.
-        evaluator, model, engine, sites: as `TapEnv` takes them.
+        evaluator, model, engine, sites, search_tmax: as `TapEnv` takes them.
     """
 
     metadata = {"render_modes": [], "autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
@@ -157,8 +167,9 @@ class TapVectorEnv(gym.vector.VectorEnv):
         model: str = "squeezenet",
         engine: str | None = None,
         sites: str = "standard",
+        search_tmax: bool = False,
     ):
-        alone = TapEnv(evaluator, model=model, engine=engine, sites=sites)
+        alone = TapEnv(evaluator, model=model, engine=engine, sites=sites, search_tmax=search_tmax)
         self.num_envs, self.evaluator = num_envs, alone.evaluator
         self.single_observation_space, self.single_action_space = alone.observation_space, alone.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
@@ -180,7 +191,7 @@ class TapVectorEnv(gym.vector.VectorEnv):
         if self._evaluation.scores:
             observation, infos = self.reset()
             return observation, np.zeros(self.num_envs), ended, ended.copy(), infos
-        codes = np.asarray(actions)
+        codes = _checked(actions, self.action_space)
         rewards = self._evaluation.advance(codes)
         self._codes.append(codes)
         observation, infos = self._observe(min(self._evaluation.layer, len(self._layers) - 1))
@@ -199,6 +210,20 @@ class TapVectorEnv(gym.vector.VectorEnv):
         return np.tile(self._layers[layer].observation, (self.num_envs, 1)), infos
 
 
+def _checked(actions: Any, space: gym.Space) -> np.ndarray:
+    """The codes of actions, if they are integers and each action has as many as the space says."""
+    codes = np.asarray(actions)
+    if (
+        codes.ndim != len(space.shape)
+        or codes.shape[-1] != space.shape[-1]
+        or not np.issubdtype(codes.dtype, np.integer)
+    ):
+        four = space.shape[-1] == len(tap.CODES)
+        names = ", ".join(tap.CODES if four else tap.WITH_TMAX)
+        raise ValueError(f"codes must be {'four' if four else 'five'} integers ({names}), got {actions!r}")
+    return codes
+
+
 def outcome(configuration: Configuration, score: Score) -> dict[str, Any]:
     """A scored configuration as the last `info` of an episode has it."""
     return {"codes": np.array(configuration, np.int64)} | measured(score)
@@ -209,13 +234,16 @@ def measured(score: Score) -> dict[str, Any]:
     return {entry.name.rstrip("_"): getattr(score, entry.name) for entry in fields(score)}
 
 
-def shipped_problem(model: str = "squeezenet", engine: str | None = None, sites: str = "standard") -> Problem:
+def shipped_problem(
+    model: str = "squeezenet", engine: str | None = None, sites: str = "standard", search_tmax: bool = False
+) -> Problem:
     """`model`'s shipped digits teacher on the whole search split, with default settings.
 
     Args:
         engine: as `engines.build` takes it. By default it is 'vector'; where the CPU cannot run that, 'portable' with
             a note on stderr.
         sites: which layers are approximated, as `int8.sites` has it.
+        search_tmax: whether a configuration has its own tmax, as a fifth code of each layer.
     """
     if engine is None:
         engine = "vector" if convolution.available() else "portable"
@@ -225,10 +253,12 @@ def shipped_problem(model: str = "squeezenet", engine: str | None = None, sites:
     network = with_sites(store.read(store.path_of(model, "digits")).network, sites)
     images, _ = dataset.load("calibration", CALIBRATION_BATCHES * CALIBRATION_BATCH_SIZE)
     batches = np.split(images, CALIBRATION_BATCHES)
-    calibrated = calibration.calibrate(network, batches, engine=engine)
+    calibrated = calibration.calibrate(network, batches, search_tmax=search_tmax, engine=engine)
     return Problem(network, calibrated, *dataset.load("search"), Reward(), engine)
 
 
-def shipped_evaluator(model: str = "squeezenet", engine: str | None = None, sites: str = "standard") -> Evaluator:
+def shipped_evaluator(
+    model: str = "squeezenet", engine: str | None = None, sites: str = "standard", search_tmax: bool = False
+) -> Evaluator:
     """The evaluator of `shipped_problem`."""
-    return Evaluator(shipped_problem(model, engine, sites))
+    return Evaluator(shipped_problem(model, engine, sites, search_tmax))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 # Signals that end a command. Its status is then 128 and the signal's number, as a shell has it.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+AGAIN_SECONDS = 0.1  # until a signal that was dropped comes again
 NO_READER = 128 + 13  # the status of a tool that SIGPIPE ends
 
 
@@ -100,22 +101,36 @@ def run_module(name: str) -> int:
 
 @contextlib.contextmanager
 def _heard(received: list[int]) -> Iterator[None]:
-    """Each signal of `ENDING` raises `Ended` in the block; a repeated one does not disturb what the first has begun."""
+    """Each signal of `ENDING` raises `Ended` in the block; a repeated one does not disturb what the first has begun.
+
+    Python drops what is raised while an object is destroyed, as Ray's are all the time. The signal then comes again.
+    """
 
     def end(number: int, frame) -> None:
         if number not in received or number == signal.SIGINT:  # whoever presses Ctrl-C again does not want to wait
             received.append(number)
             raise Ended(number)
 
-    before = {}
+    def again(dropped) -> None:
+        if not isinstance(dropped.exc_value, Ended):
+            hook(dropped)
+            return
+        received.remove(dropped.exc_value.number)
+        later = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), dropped.exc_value.number))
+        later.daemon = True
+        later.start()
+
+    before, hook = {}, sys.unraisablehook
     if threading.current_thread() is threading.main_thread():
         # What this process was started to ignore, as by nohup, it goes on ignoring.
         before = {each: signal.getsignal(each) for each in ENDING if signal.getsignal(each) is not signal.SIG_IGN}
+        sys.unraisablehook = again
     for each in before:
         signal.signal(each, end)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for each, handler in before.items():
             signal.signal(each, handler)
 

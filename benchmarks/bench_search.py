@@ -28,12 +28,13 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from approx_env import tap
 from approx_env.errors import InputError, exit_status
 from approx_env.scoring.evaluator import Configuration, Evaluator, Score, layer_forwards
 from approx_env.teachers import models
-from benchmarks import record, search_curves, timing
+from benchmarks import record, search_curves
 from search import algorithms, config, job, objectives
 from search.results import selection, store
 from search.results.folder import Folder
@@ -113,10 +114,7 @@ def search_options(module: Any, prepared: job.Job) -> Any:
     """An algorithm's options, at their defaults."""
     if not hasattr(module, "start"):
         return module.Options()
-    images, _ = prepared.dataset.load(
-        "calibration", prepared.settings.calib_batches * prepared.settings.calib_batch_size
-    )
-    return module.Options(start=module.start(prepared.problem, images))
+    return module.Options(start=module.start(prepared.problem, prepared.calibration_images()))
 
 
 class Tables:
@@ -317,7 +315,7 @@ def main(argv: Sequence[str]) -> int:
 
     def run() -> None:
         arguments = parse(argv)
-        timing.use_one_thread()
+        torch.set_num_threads(1)
         bench = Bench(arguments)
         if not arguments.draw:
             bench.run()

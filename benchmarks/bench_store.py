@@ -140,7 +140,8 @@ def _message(info: sink.RunInfo, generator: np.random.Generator) -> dict[str, An
     outcome = dict(
         zip(("accuracy", "soft_accuracy", "drop_points", "kd", "at", "return"), generator.random(6), strict=True)
     )
-    costs = dict.fromkeys(("zero_natural", "covered", "relative_energy_sites", "relative_energy"), generator.random())
+    names = ("zero_natural", "covered", "relative_energy_sites", "relative_energy", "mac_exact_all")
+    costs = dict.fromkeys(names, generator.random())
     return {
         "trial": "ppo-seed0", "algorithm": "ppo", "seed": 0, "episode_id": uuid.uuid4().hex, "episode": 0,
         "time": 1_700_000_000_000, "codes": [tap.random_codes(limit, generator) for limit in info.tmax],

@@ -29,6 +29,7 @@ LARGEST_BYTES = 2**22  # that a file may have; KubeRay's definition of RayJobs h
 LARGEST_NODES = 1_000_000  # values that a file may hold, those that aliases repeat counted each time
 UNFILLED = "FILL_IN"
 TOKEN = "~/.ray/auth_token"
+NICENESS, STARVED = "RAY_worker_niceness", "with Ray's 15 a search gets only what other programs leave"
 OWN_NETWORK = {  # what a node must name, by provider, and why
     "aws": ("SecurityGroupIds", "a group that Ray makes, or fills, lets SSH in from everywhere"),
     "gcp": ("networkInterfaces", "the default network lets SSH in from everywhere"),
@@ -165,6 +166,8 @@ def _commands(config: dict[str, Any]) -> Iterator[str]:
 def _start_command(name: str, command: str) -> Iterator[str]:
     if "RAY_AUTH_MODE=token" not in command:
         yield f"{name}: ray start must run with RAY_AUTH_MODE=token"
+    if f"{NICENESS}=0" not in command:
+        yield f"{name}: ray start must run with {NICENESS}=0: {STARVED}"
     if "--disable-usage-stats" not in command:
         yield f"{name}: ray start must have --disable-usage-stats"
     host = re.search(r"--dashboard-host[= ](\S+)", command)
@@ -212,6 +215,8 @@ def _kuberay(config: dict[str, Any], crd: Path | None) -> Iterator[str]:
             told = {entry.get("name"): entry.get("value") for entry in container.get("env") or []}
             if told.get("RAY_USAGE_STATS_ENABLED") != "0":
                 yield f"{name}: the environment must have RAY_USAGE_STATS_ENABLED=0"
+            if told.get(NICENESS) != "0":
+                yield f"{name}: the environment must have {NICENESS}=0: {STARVED}"
     for number, group in enumerate(workers):
         if not isinstance(group.get("maxReplicas"), int):
             yield f"workerGroupSpecs[{number}].maxReplicas must say how many workers there may be"

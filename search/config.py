@@ -116,6 +116,12 @@ class Settings:
     search_tmax: bool = switch(False, "choose tmax of each layer, too: percentile and offset are where it starts")
     max_acc_drop: float = number(2.0, "highest validation accuracy drop to choose from, points", low=0, high=100)
     top: int = integer(30, "best configurations to keep and validate", 1)
+    finetune_epochs: float | None = number(
+        None,
+        "makes a student in the end, as search.finetune does, by so many passes over train images (0: corrects only)",
+        low=0,
+        high=1000,
+    )
     sensitivity: bool = switch(False, "measure first what each layer alone costs, as search.sensitivity does")
     num_env_runners: int | None = integer(
         None,
@@ -172,11 +178,15 @@ def parse(
     command: str = "search.run",
     description: str = "Searches TAP codes for an INT8 CNN.",
     only: Collection[str] | None = None,
-) -> Settings:
+    table: type[options.Table] = Settings,
+    more: options.Contradictions | None = None,
+) -> options.Table:
     """Reads the command line.
 
     Args:
         only: names of the settings that the command takes.
+        table: what they are read into.
+        more: what else cannot hold together.
 
     Raises:
         InputError: with every problem there is.
@@ -185,10 +195,10 @@ def parse(
     argv = [re.sub(r"^--layers(?==|$)", "--model", part) for part in given]
 
     def contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
-        found = _contradictions(settings, given)
-        return (each for each in found if only is None or each[0] <= set(only))
+        yield from (each for each in _contradictions(settings, given) if only is None or each[0] <= set(only))
+        yield from more(settings, given) if more else ()
 
-    return options.parse(Settings, f"python -m {command}", description, argv, contradictions, only)
+    return options.parse(table, f"python -m {command}", description, argv, contradictions, only)
 
 
 # What may be given with --resume: where things are, and what has no influence on what is found.
@@ -238,6 +248,11 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.algorithm in FIXED and (settings.budget != 1 or len(settings.seeds) != 1):
         text = f"--algorithm {settings.algorithm} is one fixed configuration: --episodes must be 1 and --seeds one seed"
         yield {"algorithm", "episodes", "seeds"}, text
+    if settings.finetune_epochs is not None and "://" in settings.results:
+        text = (
+            "--finetune-epochs writes to a folder of this machine, and --results is none: use search.finetune --output"
+        )
+        yield {"finetune_epochs", "results"}, text
     if {"rungs", "search_images"} <= given:
         text = "--rungs says on how many images configurations are scored, and so does --search-images: leave one out"
         yield {"rungs", "search_images"}, text

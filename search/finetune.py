@@ -7,7 +7,6 @@ goes on where it stopped when it is given again.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -20,18 +19,16 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from approx_env import options
-from approx_env.adapt import correction, student
+from approx_env import options, tap
+from approx_env.adapt import correction, no_tail
 from approx_env.adapt.finetune import Recipe
 from approx_env.adapt.simulation import Configuration
 from approx_env.engines import memory
-from approx_env.options import option
-from search import config
+from approx_env.options import option, switch
+from search import codes, config
 from search.job import Job, prepare
 from search.results import store
 from search.stages.adaptation import SUMMARY, Adaptation, adapt
-
-QUINTILE = "quintile"
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,13 @@ class Settings(Recipe):
     run: str | None = option(None, "run of --results whose teacher, layers and images these are", metavar="RUN")
     results: str = option("results", "folder that holds the runs", metavar="DIR")
     codes: str | None = option(
-        None, f"best.json or a file like it, or {QUINTILE} (default: what the run chose)", metavar="FILE"
+        None, f"best.json or a file like it, or {codes.QUINTILE} (default: what the run chose)", metavar="FILE"
+    )
+    no_tail: bool = switch(
+        False, "leaves no activation exact: tmax is 255, and codes begin where the squared error is least"
     )
     correction: str = option(
-        "deviation", "how requantisation is fitted before training", choices=("none", *correction.METHODS)
+        correction.DEFAULT, "how requantisation is fitted before training", choices=("none", *correction.METHODS)
     )
     data_dir: str | None = option(None, "folder of the images (default: the run's)", metavar="DIR")
     teacher: str | None = option(None, ".int8.json of the teacher (default: the run's)", metavar="FILE")
@@ -58,17 +58,15 @@ def read_codes(settings: Settings, job: Job) -> Configuration:
     Raises:
         InputError: they cannot be read, or are not valid.
     """
-    layers = job.problem.calibration.layers
-    if settings.codes == QUINTILE:
-        return {layer.name: (layer.quintile, layer.tmax) for layer in layers}
-    place = settings.codes or f"{job.folder}/{store.BEST}"
-    try:
-        text = Path(settings.codes).read_text() if settings.codes else job.folder.read(store.BEST)
-        return student.codes_of(json.loads(text)["layers"], [layer.name for layer in layers])
-    except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"--codes: {place} holds no codes for this run ({error}): name a best.json of its layers, or {QUINTILE}"
-        ) from error
+    calibration = job.problem.calibration
+    if settings.no_tail:
+        return {layer.name: (no_tail.least_squares(layer.histogram), tap.HIGHEST_CODE) for layer in calibration.layers}
+    if settings.codes is None:
+        return codes.of_run(job.folder, job.problem.network.layers)
+    if settings.codes == codes.QUINTILE:
+        return codes.quintile(calibration)
+    layers = codes.layers_of(codes.read(settings.codes), settings.codes)
+    return codes.checked(layers, job.problem.network.layers, settings.codes)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +85,7 @@ def _run(argv: list[str] | None) -> None:
     output = _output(settings, job)
     recipe = Recipe(**{entry.name: getattr(settings, entry.name) for entry in fields(Recipe)})
     method = None if settings.correction == "none" else settings.correction
-    adaptation = Adaptation(job, read_codes(settings, job), method, recipe, output, settings.device)
+    adaptation = Adaptation(job, read_codes(settings, job), recipe, output, method, settings.device)
     memory.keep_freed_memory()
     adapt(adaptation)
     print(f"student in {output}")
@@ -117,5 +115,7 @@ def _output(settings: Settings, job: Job) -> Path:
 def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
     if settings.run is None:
         yield {"run"}, "--run must name a run of --results: without it there is no teacher and no configuration"
+    if {"codes", "no_tail"} <= given:
+        yield {"codes", "no_tail"}, "--no-tail finds codes of its own: leave --codes out"
     if settings.device == "cuda" and not torch.cuda.is_available():
         yield {"device"}, "--device cuda: torch sees no GPU here, use --device cpu"

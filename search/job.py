@@ -21,10 +21,11 @@ from approx_env.int8 import cost, energy
 from approx_env.int8.network import Network, pool_first
 from approx_env.int8.sites import with_sites
 from approx_env.scoring import calibration
-from approx_env.scoring.evaluator import Problem, Reward
+from approx_env.scoring.evaluator import Problem
 from approx_env.teachers import store as teachers
 from search import config
 from search.config import Settings
+from search.objectives import OBJECTIVES
 from search.results import inspection, lease, store
 from search.results.folder import Folder
 
@@ -51,8 +52,7 @@ class Job:
     @property
     def share_of_all_macs(self) -> float:
         """Share of the network's multiply-accumulates, in [0, 1], that read approximated codes; padding left out."""
-        moved = pool_first(self.problem.network)
-        return cost.covered(moved, cost.readers(moved))
+        return _covered(self.problem.network)
 
     def calibration_images(self) -> np.ndarray:
         """The images that the layers were calibrated on, `(n, c, h, w) uint8`."""
@@ -88,12 +88,13 @@ def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", 
     if problems:
         raise InputError(problems)
     network = with_sites(chosen.network, settings.sites)
-    calibrated = _calibrated(settings, dataset, network)
-    reward = Reward(settings.accuracy, settings.kd_temperature, settings.kd_weight, settings.at_weight)
+    _check_budget(settings, network)
+    found = calibrated(settings, dataset, network)
+    reward = OBJECTIVES[settings.objective].reward(settings)
     sizes = settings.rungs or (settings.search_images,)
     images, labels = dataset.load("search", sizes[-1])
     rungs = tuple(
-        Problem(network, calibrated, images[:size], labels[:size], reward, settings.engine, settings.device, table)
+        Problem(network, found, images[:size], labels[:size], reward, settings.engine, settings.device, table)
         for size in sizes
     )
     held_out = {}
@@ -110,7 +111,23 @@ def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", 
     return job
 
 
-def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
+def _covered(network: Network) -> float:
+    moved = pool_first(network)
+    return cost.covered(moved, cost.readers(moved))
+
+
+def _check_budget(settings: Settings, network: Network) -> None:
+    """Raises InputError if no configuration could keep the budget: what no layer feeds is always exact."""
+    covered = _covered(network)
+    if settings.budget_exact is not None and settings.budget_exact < 1 - covered:
+        more = " or take --sites all" if settings.sites == "standard" else ""
+        raise InputError(
+            f"--budget-exact {settings.budget_exact:g}: the layers feed {covered:.1%} of all multiplications, so that "
+            f"{1 - covered:.1%} stay exact whatever is chosen: give more than {1 - covered:.4g}{more}"
+        )
+
+
+def calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
     """The calibration of a network, its layers in the network's order: codes and columns are joined to it by that."""
     images = _calibration_images(settings, dataset)
     made = calibration.calibrate(
@@ -118,6 +135,7 @@ def _calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> 
         np.split(images, settings.calib_batches),
         tmax_percentile=settings.tmax_percentile,
         tmax_offset=settings.tmax_offset,
+        search_tmax=settings.search_tmax,
         engine=settings.engine,
         device=settings.device,
     )
@@ -174,6 +192,7 @@ def _finished(folder: Folder, about: dict[str, Any]) -> bool:
         inspection.chosen(best, store.read(folder))
         inspection.check_top(folder, about)
         inspection.check_baselines(folder, about)
+        inspection.check_front(folder, about)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--resume: {folder}: its results are damaged ({error}): remove {store.BEST}, and they are made again"
@@ -221,11 +240,7 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teachers.Teac
     network, file = chosen.network, chosen.about["file"]
     if network.model != settings.model:
         problems.append(f"teacher {file} is a {network.model}, and --model asks for {settings.model}")
-    if tuple(network.classes) != tuple(dataset.classes):
-        problems.append(
-            f"teacher {file} knows {_classes(network.classes, dataset.classes)}, and {dataset.name} has "
-            f"{_classes(dataset.classes, network.classes)}: give one that was trained on this dataset with --teacher"
-        )
+    problems += mismatch(dataset, chosen)
     wanted = settings.calib_batches * settings.calib_batch_size
     if wanted > dataset.size("calibration"):
         problems.append(
@@ -240,6 +255,17 @@ def _mismatches(settings: Settings, dataset: data.Dataset, chosen: teachers.Teac
             f"{dataset.name} has {dataset.size('search')}: ask for fewer"
         )
     return problems
+
+
+def mismatch(dataset: data.Dataset, chosen: teachers.Teacher) -> list[str]:
+    """A sentence if a teacher knows other classes than a dataset has."""
+    own, others = chosen.network.classes, dataset.classes
+    if tuple(own) == tuple(others):
+        return []
+    return [
+        f"teacher {chosen.about['file']} knows {_classes(own, others)}, and {dataset.name} has "
+        f"{_classes(others, own)}: give one that was trained on this dataset with --teacher"
+    ]
 
 
 def _classes(own: Sequence[str], others: Sequence[str]) -> str:
@@ -263,7 +289,7 @@ def claim(job: Job) -> lease.Owner:
             episodes.create()
         owner = lease.take(job.folder, fresh=not job.earlier)
         if job.earlier:
-            again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": _commit()}
+            again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": commit()}
             job.folder.write_json(store.RUN, job.earlier | {"resumed": [*job.earlier.get("resumed", []), again]})
         else:
             job.folder.write_json(store.RUN, describe(job))
@@ -280,12 +306,12 @@ def differences(job: Job) -> list[str]:
     return [f"{name} {version}, was {then.get(name)}" for name, version in now.items() if version != then.get(name)]
 
 
-def note_on_images(job: Job) -> str | None:
+def note_on_images(teacher: teachers.Teacher, dataset: data.Dataset) -> str | None:
     """Says so if the teacher was trained on other images under the dataset's name; None if not, or nobody knows."""
-    about = job.teacher.about
-    if about["dataset"] != job.dataset.name or about.get("images", job.dataset.digest) == job.dataset.digest:
+    about = teacher.about
+    if about["dataset"] != dataset.name or about.get("images", dataset.digest) == dataset.digest:
         return None
-    return f"the teacher was trained on other images than {job.dataset.name} has now, perhaps on some that test it"
+    return f"the teacher was trained on other images than {dataset.name} has now, perhaps on some that test it"
 
 
 def describe(job: Job) -> dict[str, Any]:
@@ -306,7 +332,7 @@ def describe(job: Job) -> dict[str, Any]:
             layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in job.problem.calibration.layers
         },
         "cost": asdict(job.problem.energy) | {"scope": energy.SCOPE},
-        "commit": _commit(),
+        "commit": commit(),
         "versions": _versions(),
         "python": sys.version.split()[0],
         "cpu_threads": os.cpu_count(),
@@ -321,7 +347,7 @@ def _versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in PACKAGES}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this source tree, with '-dirty' if files differ from it; None where it is no git checkout."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=40"]
     try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from approx_env.scoring.evaluator import Reward
+from approx_env.scoring.reward import Reward
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,21 @@ def _mission(settings: Any) -> Reward:
 
 
 OBJECTIVES = {"return": Objective(_mission), "pareto": Objective(_mission, front=True)}
+
+
+def aim(arguments: Mapping[str, Any]) -> str:
+    """What a run is after beside the return, as outputs say it; empty if nothing.
+
+    Args:
+        arguments: the settings by name; older runs lack some.
+
+    >>> aim({"objective": "pareto", "search_tmax": True, "budget_exact": 0.25})
+    ', pareto, tmax searched, at most 0.25 of all multiplications exact'
+    """
+    objective, budget = arguments.get("objective", "return"), arguments.get("budget_exact")
+    parts = ["" if objective == "return" else objective, "tmax searched" if arguments.get("search_tmax") else "",
+             "" if budget is None else f"at most {budget:.4g} of all multiplications exact"]  # fmt: skip
+    return "".join(f", {part}" for part in parts if part)
 
 
 def excess(outcome: Mapping[str, Any], budget: float | None) -> float:

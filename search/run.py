@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 from approx_env.errors import InputError, exit_status, run_module
 from search.workers import processes
@@ -17,7 +18,7 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from search import config, sensitivity
+from search import codes, config, objectives, sensitivity
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.results import lease, store
 
@@ -34,13 +35,13 @@ def announce(job: Job) -> None:
           f"INT8 {about['int8_accuracy']['validation']:.2%} on validation")  # fmt: skip
     if about["dataset"] != job.dataset.name:
         print(f"note: it was trained on {about['dataset']}, and the search runs on {job.dataset.name}")
-    if note := note_on_images(job):
+    if note := note_on_images(job.teacher, job.dataset):
         print(f"note: {note}")
     print(f"{network.model}: {len(network.layers)} layers{mixed}, which feed {job.share_of_all_macs:.1%} of all "
           f"multiplications, attention on {', '.join(network.attention)}")  # fmt: skip
     print(job.problem.calibration.table())
     print(f"{settings.algorithm}: {settings.budget} episodes for each of seeds {settings.seeds} on "
-          f"{images} search images", flush=True)  # fmt: skip
+          f"{images} search images{objectives.aim(vars(settings))}", flush=True)  # fmt: skip
     if job.earlier:
         print(f"going on with {job.folder}")
         for difference in differences(job):
@@ -61,8 +62,10 @@ def search(job: Job, more: Mapping[str, bytes]) -> None:
         with claimed(job) as owner:
             if settings.address != "local":
                 check_shared(job.folder, lease.FILE)
+            front = objectives.OBJECTIVES[settings.objective].front
             info = sink.RunInfo(job.name, problem.network.model, job.dataset.name, problem.network.layers,
-                                problem.calibration.tmax, len(problem.labels))  # fmt: skip
+                                problem.calibration.tmax, len(problem.labels), front,
+                                settings.budget_exact)  # fmt: skip
             if lease.renew(job.folder, owner):  # what came before may have taken long
                 raise InputError(f"another driver has taken {job.folder} over: leave it to that one")
             handle = sink.start(job.folder, info, problem, settings.top, owner)
@@ -131,7 +134,7 @@ def _tell_count(handle, job: Job) -> None:
         ray.get(handle.flush.remote(), timeout=5)
         progress = ray.get(handle.progress.remote(), timeout=5)
         count, forwards = progress.configurations, f" ({progress.layer_forwards} layer-forwards)"
-        if progress.waiting:
+        if progress.waiting and progress.trouble:  # else they came after the end, and are scored again if it goes on
             print(f"{progress.waiting} finished configurations could not be written ({progress.trouble})", flush=True)
     except ray.exceptions.RayError:
         forwards = ""
@@ -157,11 +160,25 @@ def _run(argv: list[str] | None) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     job = prepare(config.parse(argv))
-    if job.finished:
+    adapted = job.settings.finetune_epochs is None or is_there(job.folder, store.STUDENT)
+    if not job.finished:
+        announce(job)
+        search(job, _measured_before(job))
+    elif adapted:
         print(f"{job.folder} is finished: its results are in best.json")
-        return
-    announce(job)
-    search(job, _measured_before(job))
+    if not adapted:
+        _adapt(job)
+
+
+def _adapt(job: Job) -> None:
+    """Makes a student for what the run chose; Ray has ended, and the cores are free."""
+    from approx_env.adapt.finetune import Recipe
+    from search.stages.adaptation import Adaptation, adapt
+
+    torch.set_num_threads(max(1, job.settings.runners))
+    recipe = Recipe(job.settings.finetune_epochs)
+    adapt(Adaptation(job, codes.of_run(job.folder, job.problem.network.layers), recipe, Path(job.folder.path)))
+    print(f"student in {job.folder}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -144,7 +144,7 @@ def _run(argv: list[str] | None) -> None:
     named = replace(settings, run_name=settings.run_name or default_name(settings, "sensitivity"))
     job = prepare(named, held_out_splits=())
     network = job.problem.network
-    if note := note_on_images(job):
+    if note := note_on_images(job.teacher, job.dataset):
         print(f"note: {note}")
     print(f"{network.model}: {len(network.layers)} layers, which feed {job.share_of_all_macs:.1%} of all "
           f"multiplications; quintile codes on {len(job.problem.labels)} search images\n", flush=True)  # fmt: skip

@@ -1,5 +1,6 @@
 """Shared by all tests: the shipped teachers over few images, and networks small enough to follow by hand."""
 
+import signal
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from xdist.scheduler import LoadScopeScheduling
 
 from approx_env import data
 from approx_env.int8 import quantize
@@ -18,6 +20,7 @@ from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 from approx_env.teachers import store
 
 MODELS = ("squeezenet", "alexnet")
+SEARCHES = ("tests/e2e/", "tests/cluster/")
 CALIBRATION_IMAGES, SEARCH_IMAGES = 64, 24
 
 # The same examples on every run; `--hypothesis-profile explore` looks for new ones.
@@ -26,9 +29,26 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile("fixed")
 
 
+class Scheduling(LoadScopeScheduling):
+    """Tests that run searches get one worker, one after another: they share a node of Ray, and runs that have ended."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "searches" if nodeid.startswith(SEARCHES) else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """What tests start hears Ctrl-C, though a shell that starts tests in the background has them ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

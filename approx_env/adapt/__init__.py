@@ -12,4 +12,22 @@ CIFAR-10 (JPEG), where a drop has a standard error of about 0.3:
 
 The drops do not tell the methods apart on the standard sites, KD does: the deviation alone improves it everywhere, so
 it is the default.
+
+What training brought after correction, on the same images, with AlexNet's teacher of 60 epochs (84.92 % on test) and
+batches of 128. An epoch is 351 steps of 0.34 s of a core (AMD EPYC, Zen 4, gradients in bf16):
+
+| start | steps | rate | codes | drop | KD |
+|---|---|---|---|---|---|
+| quintile, not corrected | 0 | | | 3.22 | 0.0729 |
+| quintile, corrected | 0 | | | 2.10 | 0.0546 |
+| quintile, corrected | 350 | 0.1 | fixed | 1.83 | 0.0517 |
+| quintile, corrected | 350 | 0.1 | learnt | 1.90 | 0.0497 |
+| quintile, corrected | 350 | 0.03 | learnt | 1.68 | 0.0476 |
+| quintile, corrected | 350 | 0.03, codes three times as fast | learnt | 2.05 | 0.0472 |
+| no tail, corrected | 350 of 1,400 | 0.2 | learnt | 5.71 | 0.1621 |
+| no tail, corrected | 1,400 | 0.2 | learnt | 3.27 | 0.1026 |
+
+Codes that are learnt along bring a little at quintile. A high rate first spoils what correction has fitted: it needs
+more than an epoch to pay. Without a tail, a gradient must not pass codes far above v2
+(`straight_through`): on the teacher before, 300 steps ended at a KD of 0.192 with that, and 400 at 0.228 without.
 """

@@ -17,19 +17,20 @@ Source: Nagel et al., 'Data-free quantization through weight equalization and bi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from approx_env.adapt.requantisation import with_bias, with_multiplier
+from approx_env.adapt.requantisation import with_bias, with_multiplier, with_numbers
 from approx_env.engines.base import State, in_order
 from approx_env.engines.portable import PortableEngine
 from approx_env.int8.network import Network, pool_first
-from approx_env.int8.nodes import Node, Weighted
+from approx_env.int8.nodes import Weighted
 from approx_env.scoring.calibration import Calibration
 
 METHODS = ("mean", "deviation", "least-squares")
+DEFAULT = "deviation"
 CHUNK = 32  # images whose float64 sums are in memory together
 
 
@@ -38,7 +39,7 @@ def correct(
     calibration: Calibration,
     configuration: Sequence[Sequence[int]],
     images: np.ndarray,
-    method: str = "deviation",
+    method: str = DEFAULT,
 ) -> Network:
     """The student of a teacher under a configuration: its nodes, with multipliers and biases that fit.
 
@@ -48,7 +49,7 @@ def correct(
     Args:
         network: the exact teacher.
         calibration: of its layers; gives each layer's tmax.
-        configuration: `(t1, v1, t2, v2)` of every layer, in forward order.
+        configuration: `(t1, v1, t2, v2)` of every layer, in forward order; a fifth code is the layer's own tmax.
         images: calibration images `(n, c, h, w) uint8`; 512 will do.
         method: one of METHODS.
 
@@ -64,12 +65,7 @@ def correct(
     state = pairs.begin(images)
     for codes, layer in zip(configuration, calibration.layers, strict=True):
         state = pairs.advance(state, codes, layer.tmax)
-    return replace(network, nodes=tuple(_with_numbers(node, pairs.fitted.get(node.name)) for node in network.nodes))
-
-
-def _with_numbers(node: Node, fitted: Weighted | None) -> Node:
-    """The node with another's numbers; its inputs stay, which `pool_first` may have changed."""
-    return replace(node, multiplier=fitted.multiplier, bias=fitted.bias) if fitted else node
+    return with_numbers(network, pairs.fitted)
 
 
 class _Pairs(PortableEngine):
@@ -89,9 +85,9 @@ class _Pairs(PortableEngine):
         self._paired = True
         return State(0, {name: in_order(torch.cat([codes, codes])) for name, codes in tensors.items()})
 
-    def _tap(self, x, images, codes, tmax, weights, counts, attention):
+    def _tap(self, x, images, codes, weights, counts, attention):
         exact, student = x.chunk(2)
-        approximated, _ = super()._tap(student, len(student), codes, tmax, weights, counts, False)
+        approximated, _ = super()._tap(student, len(student), codes, weights, counts, False)
         return in_order(torch.cat([exact, approximated])), None
 
     def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:

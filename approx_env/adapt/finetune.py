@@ -15,16 +15,20 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from approx_env.adapt.requantisation import with_numbers
 from approx_env.adapt.simulation import Configuration, Simulation
 from approx_env.engines import build as engines
-from approx_env.int8.network import Network
+from approx_env.int8.network import Network, pool_first
+from approx_env.int8.nodes import Weighted
 from approx_env.options import integer, number, switch
 from approx_env.teachers.augment import augment, flips
 from approx_env.teachers.checkpoint import Checkpoint
+from approx_env.teachers.precision import bf16_in_hardware
 
 BETAS = (0.9, 0.99)  # of Adam
 BIAS_RATE = 20.0  # times the weights' rate: biases are in units of a product
 GAIN_RATE = 0.01  # times the weights' rate: multipliers move by shares of themselves
+CODE_RATE = 1.0  # times the weights' rate: codes move by codes
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,10 @@ class Recipe:
 
     epochs: float = number(1.0, "passes over the train split, also parts of one; 0: no training", low=0, high=1000)
     batch_size: int = integer(64, "images a step", 1)
-    rate: float = number(0.1, "Adam's first rate, units of a weight's last place", above=0, high=10)
+    rate: float = number(0.03, "Adam's first rate, units of a weight's last place", above=0, high=10)
     temperature: float = number(2.0, "temperature of the KD loss, logits", above=0, high=1000)
     labels: bool = switch(False, "adds the cross entropy with the labels to the loss")
+    learn_codes: bool = switch(False, "trains t1, v1, t2 and v2 of each layer, too")
     seed: int = integer(0, "of order, shifts and mirrors", 0)
 
 
@@ -69,16 +74,23 @@ class FineTuning:
         self._recipe, self._mirrored, self._device = recipe, mirrored, device
         self._side = teacher.input_shape[1]
         self._pixels, self._labels = (torch.from_numpy(part) for part in images)
-        self._batch = min(recipe.batch_size, len(self._labels))
-        self._epoch_steps = len(self._labels) // self._batch
+        self.batch = min(recipe.batch_size, len(self._labels))
+        self._epoch_steps = len(self._labels) // self.batch
         self.done = 0  # steps
         self.steps = round(recipe.epochs * self._epoch_steps)
         if recipe.epochs:
             self.steps = max(1, self.steps)
         self._teacher = engines.build(teacher, engine, device)
-        self._simulation = Simulation(start, configuration).to(device)
+        self._start = start
+        bf16 = bf16_in_hardware(device)
+        self.precision = "bf16" if bf16 else "float32"  # of the products of gradients
+        self._simulation = Simulation(pool_first(start), configuration, learn_codes=recipe.learn_codes, bf16=bf16).to(
+            device
+        )
         # Adam's own rate is that of a group in the first step.
         factors = {"weights": 1.0, "biases": BIAS_RATE, "gains": GAIN_RATE}
+        if recipe.learn_codes:
+            factors["codes"] = CODE_RATE
         groups = [
             {"params": list(getattr(self._simulation, name)), "factor": factor} for name, factor in factors.items()
         ]
@@ -109,7 +121,12 @@ class FineTuning:
         Raises:
             ValueError: its numbers have left what engines rely on.
         """
-        return self._simulation.network()
+        found = {node.name: node for node in self._simulation.network().nodes if isinstance(node, Weighted)}
+        return with_numbers(self._start, found)
+
+    def configuration(self) -> Configuration:
+        """Codes and tmax by layer, as they are now."""
+        return self._simulation.configuration()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Keeps where it is; at least one step must be done."""
@@ -130,7 +147,7 @@ class FineTuning:
         """The images and labels of the next step."""
         epoch, position = divmod(self.done, self._epoch_steps)
         order = torch.randperm(len(self._labels), generator=self._generator(2 * epoch))
-        chosen = order[position * self._batch : (position + 1) * self._batch]
+        chosen = order[position * self.batch : (position + 1) * self.batch]
         flip = flips(len(order), epoch, self._recipe.seed)[chosen] & self._mirrored
         pixels = augment(self._pixels[chosen], self._side, flip, 0, self._generator(2 * self.done + 1))
         return pixels, self._labels[chosen]

@@ -40,7 +40,7 @@ from approx_env.adapt.finetune import kd_loss
 from approx_env.adapt.simulation import Simulation
 from approx_env.int8.network import Network
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Reward
+from approx_env.scoring.reward import Reward
 
 BATCH = 64  # images whose gradients are in memory together
 LINEAR = 100.0  # weight of the squared mean and slope errors

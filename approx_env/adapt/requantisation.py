@@ -1,13 +1,27 @@
-"""Puts new multipliers and biases into a weighted node, rounded, within what engines rely on."""
+"""Puts new numbers into weighted nodes: multipliers and biases rounded, within what engines rely on."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from approx_env.int8 import nodes
+from approx_env.int8.network import Network
 from approx_env.int8.nodes import SHIFT, Weighted
+
+
+def with_numbers(network: Network, found: Mapping[str, Weighted]) -> Network:
+    """The network with the numbers of `found`, by name; what its nodes read stays, which `pool_first` may change."""
+
+    def put(node):
+        if node.name not in found:
+            return node
+        own = found[node.name]
+        return replace(node, weight=own.weight, bias=own.bias, multiplier=own.multiplier)
+
+    return replace(network, nodes=tuple(map(put, network.nodes)))
 
 
 def with_multiplier(node: Weighted, multiplier: np.ndarray) -> Weighted:

@@ -1,8 +1,8 @@
 """An INT8 network under TAP as a float module that computes the same integers, and through which gradients pass.
 
-Weights, biases and multipliers are float parameters near integers; each pass rounds them. Codes are rounded and
-approximated. Rounding and TAP pass the gradient as if they were not there; the cut at 0 and 255 passes none.
-Source: Bengio et al., arXiv:1308.3432, the straight-through estimator.
+Weights, biases, multipliers and, if they are learnt, TAP's four codes are float parameters near integers; each pass
+rounds them. Activations are rounded and approximated. Rounding and TAP pass the gradient as if they were not there; the
+cut at 0 and 255 passes none. `straight_through` has the operators, their sources, and what they cut besides.
 
 Integers are exact in float32 while sums stay below 2**24, which those of real images do. `int8.nodes` says why the
 product with a multiplier then gives the right code.
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from approx_env import data, tap
 from approx_env.adapt.requantisation import with_bias, with_multiplier
+from approx_env.adapt.straight_through import Approximate, Convolve, Instead, Requantise
 from approx_env.engines.base import in_order
 from approx_env.int8.network import Network
 from approx_env.int8.nodes import (
@@ -48,16 +49,24 @@ class Simulation(nn.Module):
     Args:
         network: whose numbers it starts from.
         configuration: codes and tmax by layer; a layer that is missing stays exact.
+        learn_codes: whether gradients reach t1, v1, t2 and v2.
+        bf16: whether gradients of convolutions are products of bf16.
 
     Raises:
         ValueError: invalid codes.
     """
 
-    def __init__(self, network: Network, configuration: Configuration):
+    def __init__(
+        self, network: Network, configuration: Configuration, *, learn_codes: bool = False, bf16: bool = False
+    ):
         super().__init__()
         for codes, tmax in configuration.values():
             tap.check(codes, tmax)
-        self._network, self._configuration = network, dict(configuration)
+        self._network, self._bf16 = network, bf16
+        self._tmax = {name: tmax for name, (_, tmax) in configuration.items()}
+        self.codes = nn.ParameterList(_parameter(np.array(codes)) for codes, _ in configuration.values())
+        self.codes.requires_grad_(learn_codes)
+        self._codes = {name: position for position, name in enumerate(configuration)}
         nodes = [node for node in network.nodes if isinstance(node, Weighted)]
         self._index = {node.name: position for position, node in enumerate(nodes)}
         self.weights, self.biases, self._multipliers = (
@@ -98,9 +107,23 @@ class Simulation(nn.Module):
             nodes=tuple(self._rounded(node) if node.name in self._index else node for node in self._network.nodes),
         )
 
+    def configuration(self) -> dict[str, tuple[tuple[int, ...], int]]:
+        """Codes and tmax by layer, as they are now."""
+        return {name: (tuple(map(int, self._rounded_codes(name).tolist())), tmax) for name, tmax in self._tmax.items()}
+
     @torch.no_grad()
     def project(self) -> None:
-        """Brings the weights back to where rounding makes them pair-safe: after each step of an optimizer."""
+        """Brings weights back to where rounding makes them pair-safe, and codes to where it makes them valid.
+
+        It follows each step of an optimizer.
+        """
+        for codes, tmax in zip(self.codes, self._tmax.values(), strict=True):
+            if not codes.requires_grad:
+                continue
+            lowest = 1.0
+            for place in range(4):  # at least 1 apart, so that no two round to one
+                codes[place].clamp_(lowest, tmax - (3 - place))
+                lowest = codes[place].item() + 1
         for weight in self.weights:
             weight.clamp_(-HIGHEST_WEIGHT, HIGHEST_WEIGHT)
             second = weight[:, 1::2]
@@ -128,31 +151,36 @@ class Simulation(nn.Module):
                 total, places = x.sum((2, 3), dtype=torch.float64), x.shape[2] * x.shape[3]
                 if node.inputs[0] not in self._network.scales:
                     return total
-                return _Instead.apply(total / places, ((total + places // 2) / places).floor()).float()
+                return Instead.apply(total / places, ((total + places // 2) / places).floor()).float()
             case Site():
-                known = self._configuration.get(node.name)
-                return _Instead.apply(x, _approximated(x, *known)) if known else x
+                if node.name not in self._tmax:
+                    return x
+                return Approximate.apply(x, self._rounded_codes(node.name), self._tmax[node.name])
         raise NotImplementedError(type(node).__name__)
 
     def _weighted(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
         weight, bias, multiplier = self._numbers(node)
         if zero_point := self._network.zero_point(node.inputs[0]):
             x = x - zero_point
-        shape = (-1, *[1] * (weight.dim() - 2))
         if isinstance(node, Convolution):
-            sums = F.conv2d(x, in_order(weight), bias, node.stride, node.padding)
+            sides = (node.stride,) * 2, (node.padding,) * 2
+            sums = Convolve.apply(x, in_order(weight), bias, *sides, self._bf16)
         else:
             sums = F.linear(x, weight, bias)
         if node.logits:
-            value = sums.double() * multiplier.double().view(shape)
+            value = sums.double() * multiplier.double().view(-1, *[1] * (weight.dim() - 2))
             return value.clamp(min=0) if node.relu else value
-        return _Requantise.apply(sums, (multiplier / (1 << SHIFT)).view(shape))
+        return Requantise.apply(sums, multiplier / (1 << SHIFT))
+
+    def _rounded_codes(self, layer: str) -> torch.Tensor:
+        codes = self.codes[self._codes[layer]]
+        return Instead.apply(codes, (codes + 0.5).floor())
 
     def _numbers(self, node: Weighted) -> list[torch.Tensor]:
         """Weight, bias and multiplier, rounded."""
         index = self._index[node.name]
         multiplier = (self._multipliers[index] * self.gains[index].exp()).clamp(1, HIGHEST_MULTIPLIER)
-        return [_Instead.apply(x, x.round()) for x in (self.weights[index], self.biases[index], multiplier)]
+        return [Instead.apply(x, x.round()) for x in (self.weights[index], self.biases[index], multiplier)]
 
     def _rounded(self, node: Weighted) -> Weighted:
         weight, bias, multiplier = (number.detach().double().cpu().numpy() for number in self._numbers(node))
@@ -164,41 +192,3 @@ def _parameter(values: np.ndarray) -> nn.Parameter:
     """Values as a parameter, in plain order: the state of an optimizer that comes from a checkpoint is in that order,
     and torch's fused Adam walks through both as they lie in memory."""
     return nn.Parameter(torch.from_numpy(values.astype(np.float32)))
-
-
-def _approximated(x: torch.Tensor, codes: Sequence[int], tmax: int) -> torch.Tensor:
-    """TAP of codes in float32."""
-    t1, v1, t2, v2 = (float(code) for code in codes)
-    y = torch.where(x <= tmax, v2, x)
-    y = torch.where(x <= t2, v1, y)
-    return torch.where(x <= t1, 0.0, y)
-
-
-class _Instead(torch.autograd.Function):
-    """Gives the second value and passes the gradient to the first."""
-
-    @staticmethod
-    def forward(ctx, smooth: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
-        return gradient, None
-
-
-class _Requantise(torch.autograd.Function):
-    """Codes of sums and a scale for each channel; one pass over memory less in each direction than autograd's own."""
-
-    @staticmethod
-    def forward(ctx, sums: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        value = sums * scale
-        ctx.save_for_backward(value, scale)
-        return (value + 0.5).floor_().clamp_(0, tap.HIGHEST_CODE)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor):
-        value, scale = ctx.saved_tensors
-        gradient = gradient * ((value > 0) & (value < tap.HIGHEST_CODE))
-        places = [axis for axis in range(value.dim()) if axis != 1]
-        of_scale = (gradient * value).sum(places, keepdim=True)[0] / scale
-        return gradient * scale, of_scale

@@ -39,11 +39,7 @@ def write(
         teacher: what is known of the teacher's making, as `store.read` gives it.
         made: how the student was made, and what it measured, as JSON can hold it.
     """
-    layers = {
-        name: {f"{code}_code": int(value) for code, value in zip((*tap.CODES, "tmax"), (*codes, tmax), strict=True)}
-        for name, (codes, tmax) in configuration.items()
-    }
-    own = {"teacher_sha256": teacher.get("sha256"), "layers": layers, **made}
+    own = {"teacher_sha256": teacher.get("sha256"), "layers": as_layers(configuration), **made}
     kept = {key: value for key, value in teacher.items() if key not in OWN}
     store.write(path, network, kept | {"student": own})
 
@@ -60,6 +56,14 @@ def read(path: str | os.PathLike) -> Student:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no student ({error}): name a .int8.json that search.finetune wrote") from error
     return Student(found.network, configuration, found.about)
+
+
+def as_layers(configuration: Configuration) -> dict[str, dict[str, int]]:
+    """Codes and tmax by layer, as `best.json` has them; `codes_of` reads them."""
+    return {
+        name: {f"{code}_code": int(value) for code, value in zip((*tap.CODES, "tmax"), (*codes, tmax), strict=True)}
+        for name, (codes, tmax) in configuration.items()
+    }
 
 
 def codes_of(layers: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> dict[str, tuple[tuple[int, ...], int]]:

@@ -32,7 +32,7 @@ from approx_env.int8.nodes import (
 from approx_env.lookup import Lookup
 
 NO_WEIGHTS = np.empty(0, np.int64)
-NO_CODES = np.zeros((1, len(tap.CODES)), np.int64)  # with tmax 0, by which products are counted where a layer is exact
+NO_CODES = np.zeros((1, len(tap.WITH_TMAX)), np.int64)  # by which products are counted where a layer is exact
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class Engine(ABC):
 
         Args:
             codes: `(t1, v1, t2, v2)`, or `(k, 4)`, one for each configuration. A state of one configuration becomes
-                one of k. Or a table for all configurations, or None to leave the layer exact: then its products are
-                counted as zero or exact.
-            tmax: the layer's; of a table nobody asks for it.
+                one of k. A fifth code is a configuration's own tmax. Or a table for all configurations, or None to
+                leave the layer exact: then its products are counted as zero or exact.
+            tmax: of codes that come without; of a table nobody asks for it.
 
         Raises:
             ValueError: invalid codes.
@@ -96,18 +96,18 @@ class Engine(ABC):
         if codes is None or isinstance(codes, Lookup):
             return self._advance_by_table(state, codes)
         site, exact, tensors, count = self._site(state), self.codes(state), state.tensors, state.configurations
-        quadruples = _quadruples(codes, tmax, count)
-        counts = np.zeros((len(quadruples), len(cost.KINDS)), np.int64)
+        quintuples = _quintuples(codes, tmax, count)
+        counts = np.zeros((len(quintuples), len(cost.KINDS)), np.int64)
         weights = next((reader.weights for reader in self._readers if reader.tensor == site.name), NO_WEIGHTS)
         attention = site.name in self.network.attention
-        approximated, energy = self._tap(exact, len(exact) // count, quadruples, tmax, weights, counts, attention)
-        times, count = len(quadruples) // count, len(quadruples)
+        approximated, energy = self._tap(exact, len(exact) // count, quintuples, weights, counts, attention)
+        times, count = len(quintuples) // count, len(quintuples)
         if times > 1:
             tensors = {name: tensor.repeat(times, *[1] * (tensor.dim() - 1)) for name, tensor in tensors.items()}
         tensors = self._run(state.layer + 1, tensors | {site.name: approximated})
         for reader in self._readers:
             if reader.layer == site.name != reader.tensor:
-                self._tally(tensors[reader.tensor], quadruples, tmax, reader.weights, counts)
+                self._tally(tensors[reader.tensor], quintuples, reader.weights, counts)
         return self._state(state.layer + 1, tensors, count, counts, energy)
 
     def _advance_by_table(self, state: State, table: Lookup | None) -> State:
@@ -121,7 +121,7 @@ class Engine(ABC):
             if reader.layer != site.name:
                 continue
             if table is None:
-                self._tally(tensors[reader.tensor], NO_CODES.repeat(count, 0), 0, reader.weights, counts)
+                self._tally(tensors[reader.tensor], NO_CODES.repeat(count, 0), reader.weights, counts)
                 continue
             for four, part in zip(counts, tensors[reader.tensor].chunk(count), strict=True):
                 np.add.at(four, table.kinds, self._histogram(part, reader.weights))
@@ -198,12 +198,11 @@ class Engine(ABC):
         x: torch.Tensor,
         images: int,
         codes: np.ndarray,
-        tmax: int,
         weights: np.ndarray,
         counts: np.ndarray,
         attention: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """TAP of `x` by each of `codes (k, 4)`, with its energy if `attention` asks for it.
+        """TAP of `x` by each of `codes (k, 5)`, tmax among them, with its energy if `attention` asks for it.
 
         Args:
             x: batches of `images` images: one, which all configurations approximate, or k.
@@ -212,8 +211,8 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def _tally(self, x: torch.Tensor, codes: np.ndarray, tmax: int, weights: np.ndarray, counts: np.ndarray) -> None:
-        """Adds to `counts (k, 4)` the products that read `x`, which TAP has passed, by kind."""
+    def _tally(self, x: torch.Tensor, codes: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> None:
+        """Adds to `counts (k, 4)` the products that read `x`, which TAP by `codes (k, 5)` has passed, by kind."""
 
     @abstractmethod
     def _look_up(self, x: torch.Tensor, values: np.ndarray) -> torch.Tensor:
@@ -228,14 +227,14 @@ class Engine(ABC):
         """Sum over channels of squared codes: `(n, h * w) int64`; each feature's square where there is no space."""
 
 
-def _quadruples(codes: Sequence | np.ndarray, tmax: int, count: int) -> np.ndarray:
-    """Valid codes as `(k, 4)`, for a state of `count` configurations."""
+def _quintuples(codes: Sequence | np.ndarray, tmax: int, count: int) -> np.ndarray:
+    """Valid codes with tmax as `(k, 5)`, for a state of `count` configurations."""
     for one in codes if np.ndim(codes) == 2 else [codes]:
         tap.check(one, tmax)
-    quadruples = np.asarray(codes).reshape(-1, len(tap.CODES))
-    if count not in (1, len(quadruples)):
-        raise ValueError(f"{count} configurations are in lockstep, and codes for {len(quadruples)} came")
-    return quadruples
+    quintuples = tap.complete(codes, tmax).reshape(-1, len(tap.WITH_TMAX))
+    if count not in (1, len(quintuples)):
+        raise ValueError(f"{count} configurations are in lockstep, and codes for {len(quintuples)} came")
+    return quintuples
 
 
 def _segments(network: Network) -> list[list[Node]]:

@@ -117,21 +117,21 @@ class PortableEngine(Engine):
     def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a + b).clamp(max=tap.HIGHEST_CODE)
 
-    def _tap(self, x, images, codes, tmax, weights, counts, attention):
+    def _tap(self, x, images, codes, weights, counts, attention):
         batches = x.unflatten(0, (-1, images))
-        t1, v1, t2, v2 = torch.from_numpy(codes).to(self.device, torch.float32).T.reshape(4, -1, *[1] * x.dim())
+        t1, v1, t2, v2, tmax = torch.from_numpy(codes).to(self.device, torch.float32).T.reshape(5, -1, *[1] * x.dim())
         y = torch.where(batches <= tmax, v2, batches)
         y = torch.where(batches <= t2, v1, y)
         y = in_order(torch.where(batches <= t1, 0.0, y).flatten(0, 1))
         if weights.size:
-            self._tally(y, codes, tmax, weights, counts)
+            self._tally(y, codes, weights, counts)
         return y, self._energy(y) if attention else None
 
-    def _tally(self, x, codes, tmax, weights, counts):
+    def _tally(self, x, codes, weights, counts):
         x = x.unflatten(0, (len(codes), -1))
         places = (1, 1, 1, *x.shape[3:]) if x.dim() == 5 else (1, 1, 1)
         uses = torch.from_numpy(weights).to(self.device, torch.float64).view(places)
-        v1 = torch.from_numpy(codes[:, 1]).to(self.device).view(-1, *[1] * (x.dim() - 1))
+        v1, tmax = torch.from_numpy(codes[:, [1, 4]]).to(self.device).T.reshape(2, -1, *[1] * (x.dim() - 1))
         up_to = [((x <= limit) * uses).flatten(1).sum(1) for limit in (0, v1, tmax, tap.HIGHEST_CODE)]
         cumulative = torch.stack(up_to, 1).cpu().numpy().astype(np.int64)
         counts += np.diff(cumulative, axis=1, prepend=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +95,12 @@ class Calibration:
             + f" tmax={layer.tmax} (p{self.percentile:g}{self.offset:+d}), {100 * layer.approximated:.1f} % of nonzero"
             for layer in self.layers
         )
+
+
+def uncounted(limits: Mapping[str, int]) -> Calibration:
+    """A calibration without images: each layer's tmax is given, and its histogram is empty."""
+    empty, nothing = np.zeros(tap.CODE_COUNT, np.int64), np.zeros(4, np.float32)
+    return Calibration(tuple(Layer(name, empty, tmax, nothing) for name, tmax in limits.items()), 100.0, 0)
 
 
 def percentile(histogram: np.ndarray, share: float) -> int:

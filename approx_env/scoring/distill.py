@@ -14,6 +14,7 @@ import torch
 from approx_env.scoring import elementary
 
 SOFT_ACCURACY_SHARPNESS = 8.0
+INTERVAL = 1.96  # standard errors: 95 %
 Logits = torch.Tensor | np.ndarray  # (n, classes)
 
 
@@ -54,6 +55,12 @@ def attention_distances(student: torch.Tensor, teacher: torch.Tensor) -> np.ndar
 def hard_accuracy(logits: Logits, labels: np.ndarray | torch.Tensor) -> float:
     """Share of images in [0, 1] whose largest logit is the label's (of equal ones the first counts)."""
     return int((np.asarray(logits).argmax(1) == np.asarray(labels)).sum()) / len(labels)
+
+
+def class_accuracies(logits: Logits, labels: np.ndarray | torch.Tensor, classes: int) -> list[float | None]:
+    """`hard_accuracy` of the images of each class; None of a class without images."""
+    right, labels = np.asarray(logits).argmax(1) == np.asarray(labels), np.asarray(labels)
+    return [float(right[labels == each].mean()) if (labels == each).any() else None for each in range(classes)]
 
 
 def drop_error_points(student: Logits, teacher: Logits, labels: np.ndarray | torch.Tensor) -> float:

@@ -11,6 +11,7 @@ that begins like the one before it starts where they part.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -28,21 +29,13 @@ from approx_env.int8.network import Network, pool_first
 from approx_env.lookup import Lookup
 from approx_env.scoring import distill, elementary
 from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.reward import Reward
 
-Configuration = Sequence[Sequence[int] | None]  # (t1, v1, t2, v2) of every layer, in forward order; None: exact
+# (t1, v1, t2, v2) of every layer, in forward order, perhaps with its own tmax as a fifth code; None: exact
+Configuration = Sequence[Sequence[int] | None]
 Tables = Sequence[Lookup]  # of every layer, in forward order: what a baseline does
 FEW = 16  # images that are prepared together
 CACHE_BYTES = 128 * 2**20  # of the last configuration's states
-
-
-@dataclass(frozen=True)
-class Reward:
-    """How the parts of a score add up to its return."""
-
-    accuracy: str = "hard"  # 'hard' or 'soft': which accuracy the return rewards
-    kd_temperature: float = 2.0  # T of the KD loss, > 0
-    kd_weight: float = 1.0  # >= 0
-    at_weight: float = 1.0  # >= 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,7 @@ class Score:
     covered: float  # share of all the network's multiplications that these layers feed
     relative_energy_sites: float  # energy of the multiplications that they feed over the exact network's, see `Energy`
     relative_energy: float  # the same over all multiplications; those that they do not feed are exact
+    mac_exact_all: float  # share of all multiplications that stay exact, those that no layer feeds among them
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class Problem:
     """All that decides what a configuration scores, as plain arrays that travel between processes."""
 
     network: Network  # the INT8 teacher
-    calibration: Calibration  # fixes each layer's tmax
+    calibration: Calibration  # fixes each layer's tmax, where a configuration does not
     images: np.ndarray  # (n, c, h, w) uint8
     labels: np.ndarray  # (n,) int64
     reward: Reward  # how a return is made
@@ -84,7 +78,7 @@ class Problem:
 class Step:
     """What one layer's codes led to."""
 
-    codes: np.ndarray | Lookup | None  # (k, 4), or the table of a baseline; None where the layer stays exact
+    codes: np.ndarray | Lookup | None  # (k, 5), or the table of a baseline; None where the layer stays exact
     counts: np.ndarray  # (k, 4) int64
     at: list[float] | None  # AT terms of the k configurations, at an attention layer
     states: list[State] | None  # behind the layer, one a chunk of images; None once dropped
@@ -108,46 +102,57 @@ class Evaluator:
 
     def __init__(self, problem: Problem, cache_bytes: int = CACHE_BYTES):
         memory.keep_freed_memory()
+        self._problem = problem
         self.reward, self.energy = problem.reward, problem.energy
         self.calibration = problem.calibration
         self.labels = torch.tensor(problem.labels)
-        self.network = pool_first(problem.student or problem.network)
-        calibrated = tuple(layer.name for layer in problem.calibration.layers)
-        if calibrated != self.network.layers:
-            raise ValueError(
-                f"the calibration must be of layers {self.network.layers}, in this order, got {calibrated}"
-            )
-        self.readers = cost.readers(self.network)
-        self.covered = cost.covered(self.network, self.readers)
-        self.engine = engines.build(self.network, problem.engine, problem.device, self.readers)
+        self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in problem.network.attention}
+        self.exact_counts = np.zeros((len(problem.network.layers), len(cost.KINDS)), np.int64)  # of the exact teacher
         self.cache_bytes = cache_bytes
-        self.last: list[Step] = []  # of the configuration scored last, as far as it got
-        chunk = self.engine.chunk
-        chunks = [problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk)]
-        self.starts = [_start(self.engine, images) for images in chunks]
-        self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in self.network.attention}
-        self.exact_counts = np.zeros((len(self.network.layers), len(cost.KINDS)), np.int64)  # of the exact teacher
-        self.teacher_logits = torch.cat(self._taught(problem, chunks))
+        self._take(problem.network)
+        self.teacher_logits = torch.cat(self._taught())
         self.teacher_accuracy = distill.hard_accuracy(self.teacher_logits, self.labels)
+        if problem.student is not None:
+            self._take(problem.student)
         memory.give_back()
 
-    def _taught(self, problem: Problem, chunks: list[np.ndarray]) -> list[torch.Tensor]:
+    def with_student(self, student: Network | None) -> Evaluator:
+        """One of the same problem for another student; what the exact teacher said is shared.
+
+        Raises:
+            ValueError: its layers or attention layers are not the teacher's.
+        """
+        made = copy.copy(self)
+        made._take(student or self._problem.network)
+        return made
+
+    def _take(self, network: Network) -> None:
+        """Makes a network ready to be approximated."""
+        own, problem = pool_first(network), self._problem
+        calibrated = tuple(layer.name for layer in problem.calibration.layers)
+        if calibrated != own.layers:
+            raise ValueError(f"the calibration must be of layers {own.layers}, in this order, got {calibrated}")
+        if own.attention != problem.network.attention:
+            raise ValueError(f"a student must have its teacher's attention layers {problem.network.attention}")
+        self.network = own
+        self.readers = cost.readers(own)
+        self.covered = cost.covered(own, self.readers)
+        self.engine = engines.build(own, problem.engine, problem.device, self.readers)
+        self.last: list[Step] = []  # of the configuration scored last, as far as it got
+        chunk = self.engine.chunk
+        chunks = (problem.images[i : i + chunk] for i in range(0, len(problem.images), chunk))
+        self.starts = [_start(self.engine, images) for images in chunks]
+
+    def _taught(self) -> list[torch.Tensor]:
         """The exact teacher's logits of each chunk of images; keeps its energies and counts its products."""
-        engine, starts = self.engine, iter(self.starts)
-        if problem.student is not None:
-            teacher = pool_first(problem.network)
-            if (teacher.layers, teacher.attention) != (self.network.layers, self.network.attention):
-                raise ValueError(f"a student must have its teacher's layers {teacher.layers} and attention layers")
-            engine = engines.build(teacher, problem.engine, problem.device, self.readers)
-            starts = (_start(engine, images) for images in chunks)
         logits = []
-        for state in starts:
+        for state in self.starts:
             for counts, name in zip(self.exact_counts, self.network.layers, strict=True):
-                state = engine.advance(state, None)
+                state = self.engine.advance(state, None)
                 counts += state.counts[0]
                 if name in self.teacher_energies:
                     self.teacher_energies[name].append(state.energy)
-            logits.append(engine.logits(state))
+            logits.append(self.engine.logits(state))
         return logits
 
     @property
@@ -175,6 +180,14 @@ class Evaluator:
         Raises:
             ValueError: codes missing, too many or invalid; nothing is computed then.
         """
+        return self.taken(configuration).scores[0]
+
+    def taken(self, configuration: Configuration | Tables) -> Evaluation:
+        """Takes a whole configuration through the network, as `evaluate` does, to ask more of it than its score.
+
+        Raises:
+            ValueError: as `evaluate`.
+        """
         tmax = self.calibration.tmax
         if len(configuration) != len(tmax):
             raise ValueError(f"a configuration has codes for {len(tmax)} layers, got {len(configuration)}")
@@ -184,7 +197,7 @@ class Evaluator:
         evaluation = self.begin()
         for codes in configuration:
             evaluation.advance(codes if _alone(codes) else [codes])
-        return evaluation.scores[0]
+        return evaluation
 
 
 def layer_forwards(configuration: Configuration, before: Configuration = ()) -> int:
@@ -220,8 +233,16 @@ class Evaluation:
         """Index of the next layer."""
         return len(self._steps)
 
+    def logits(self) -> list[torch.Tensor]:
+        """Each configuration's logits `(n, classes) float64`, once every layer has its codes."""
+        engine = self._evaluator.engine
+        chunks = [engine.logits(state).chunk(len(self._returns)) for state in self._steps[-1].states]
+        return [torch.cat([chunk[k] for chunk in chunks]) for k in range(len(self._returns))]
+
     def advance(self, codes: Sequence[Sequence[int]] | np.ndarray | Lookup | None) -> list[float]:
-        """Sets the next layer's codes `(k, 4)`, runs on to the layer after it, and returns the k rewards of this step.
+        """Sets the next layer's codes, runs on to the layer after it, and returns the k rewards of this step.
+
+        Codes are `(k, 4)`, or `(k, 5)` with each configuration's own tmax.
 
         A baseline gives its table instead of codes, and None leaves the layer exact: neither goes in lockstep.
 
@@ -257,10 +278,10 @@ class Evaluation:
             raise ValueError(f"{len(self._returns)} configurations are in lockstep, and codes for {count} came")
         if _alone(codes):
             return codes
-        codes = np.asarray(codes)
+        tmax = self._evaluator.calibration.tmax[self.layer]
         for one in codes:
-            tap.check(one, self._evaluator.calibration.tmax[self.layer])
-        return codes
+            tap.check(one, tmax)
+        return tap.complete(codes, tmax)
 
     def _repeated(self, codes: np.ndarray | Lookup | None) -> Step | None:
         """The step of the configuration before this one, if all codes (or the very tables) so far are the same."""
@@ -277,19 +298,18 @@ class Evaluation:
                 states, begin = list(step.states), depth
         if not self._evaluator.cache_bytes and self._steps:
             self._steps[-1].states = None  # each chunk's is freed as soon as it is used
-        for layer, again in enumerate(self._steps[begin:], begin):
-            states = self._through(layer, states, again.codes)
-        states = self._through(self.layer, states, codes)
+        for again in self._steps[begin:]:
+            states = self._through(states, again.codes)
+        states = self._through(states, codes)
         counts = sum(state.counts for state in states)
         attention = self._evaluator.layers[self.layer] in self._evaluator.teacher_energies
         return Step(codes, counts, self._attention_terms(states) if attention else None, states)
 
-    def _through(self, layer: int, states: list[State], codes: np.ndarray | Lookup | None) -> list[State]:
-        """Takes every chunk of images through a layer, and out of `states`, so that it can be freed."""
-        engine, tmax = self._evaluator.engine, self._evaluator.calibration.tmax[layer]
+    def _through(self, states: list[State], codes: np.ndarray | Lookup | None) -> list[State]:
+        """Takes every chunk of images through the next layer, and out of `states`, so that it can be freed."""
         passed = []
         while states:
-            passed.append(engine.advance(states.pop(0), codes, tmax))
+            passed.append(self._evaluator.engine.advance(states.pop(0), codes))
         return passed
 
     def _attention_terms(self, states: list[State]) -> list[float]:
@@ -302,9 +322,7 @@ class Evaluation:
 
     def _outcomes(self) -> list[dict]:
         """What each finished student's logits and counts say."""
-        owner = self._evaluator
-        logits = [owner.engine.logits(state).chunk(len(self._returns)) for state in self._steps[-1].states]
-        return [self._outcome(k, torch.cat([part[k] for part in logits])) for k in range(len(self._returns))]
+        return [self._outcome(k, logits) for k, logits in enumerate(self.logits())]
 
     def _outcome(self, k: int, logits: torch.Tensor) -> dict:
         owner = self._evaluator
@@ -315,6 +333,7 @@ class Evaluation:
             at += step.at[k] if step.at else 0.0
         shares, layer_natural, natural = (cost.shares(each) for each in (counts.sum(0), owner.exact_counts,
                                                                          owner.exact_counts.sum(0)))  # fmt: skip
+        of_all = cost.of_all(shares, owner.covered)
         return {
             "accuracy": accuracy,
             "soft_accuracy": distill.soft_accuracy(logits, owner.labels),
@@ -328,7 +347,8 @@ class Evaluation:
             "zero_natural": float(natural[0]),
             "covered": owner.covered,
             "relative_energy_sites": owner.energy.relative(shares),
-            "relative_energy": owner.energy.relative(cost.of_all(shares, owner.covered)),
+            "relative_energy": owner.energy.relative(of_all),
+            "mac_exact_all": float(of_all[3]),
         }
 
 

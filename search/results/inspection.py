@@ -15,7 +15,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from approx_env.tap import CODES
+from approx_env.tap import HIGHEST_CODE
+from search.objectives import OBJECTIVES
 from search.results import store
 from search.results.folder import Folder
 
@@ -81,6 +82,7 @@ BEST = {
         "float_teacher": {"validation": SHARE, "test": SHARE},
     },
 }
+BEST_COST = {"table": TEXT, "relative_energy": NUMBER}  # older runs lack it
 
 
 def run_json(folder: Folder) -> dict[str, Any]:
@@ -113,6 +115,8 @@ def best_json(folder: Folder, about: Mapping[str, Any]) -> dict[str, Any]:
     """
     best = _json(folder, store.BEST)
     _check(best, BEST, store.BEST)
+    if "cost" in best["metrics"]:
+        _check(best["metrics"]["cost"], BEST_COST, f"{store.BEST}: metrics.cost")
     own = {"model": about["arguments"]["model"], "dataset": about["dataset"]}
     for name, value in own.items():
         if best[name] != value:
@@ -182,9 +186,19 @@ def check_baselines(folder: Folder, about: Mapping[str, Any]) -> None:
     """Raises ValueError unless baselines.parquet is the run's; one from before there was a cost model has none."""
     if "cost" not in about and not folder.exists(store.BASELINES):
         return
+    _check_results(folder, about, store.BASELINES, store.baselines_schema(list(about["layers"])))
+
+
+def check_front(folder: Folder, about: Mapping[str, Any]) -> None:
+    """Raises ValueError unless pareto.parquet is the run's; a run with another objective has none."""
+    objective = OBJECTIVES.get(about["arguments"].get("objective"))
+    if objective and objective.front:
+        _check_results(folder, about, store.PARETO, store.pareto_schema(list(about["layers"])))
+
+
+def _check_results(folder: Folder, about: Mapping[str, Any], file: str, expected: pa.Schema) -> None:
     try:
-        table = pq.read_table(pa.BufferReader(folder.read(store.BASELINES)))
-        expected = store.baselines_schema(list(about["layers"]))
+        table = pq.read_table(pa.BufferReader(folder.read(file)))
         _check_columns(table, expected)
         _check_cells(table, expected)
         own = {"run": about["run"], "model": about["arguments"]["model"], "dataset": about["dataset"]}
@@ -192,7 +206,7 @@ def check_baselines(folder: Folder, about: Mapping[str, Any]) -> None:
             if table[name].unique().to_pylist() != [value]:
                 raise ValueError(f"{name} is not {_shown(value)}")
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise ValueError(f"{store.BASELINES}: {_first_line(error)}") from error
+        raise ValueError(f"{file}: {_first_line(error)}") from error
 
 
 def check_rows(table: pa.Table, about: Mapping[str, Any]) -> None:
@@ -206,8 +220,8 @@ def check_rows(table: pa.Table, about: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {_shown(others[0])}, and this run has {', '.join(map(_shown, allowed))}")
     rows = table.select(["trial", "algorithm", "seed", "episode_id", "episode", "search_images"]).to_pandas()
     _check_names(rows, about["arguments"])
-    for layer, said in about["layers"].items():
-        _check_codes({name: table[f"{layer}_{name}"].to_numpy() for name in CODES}, layer, said["tmax"])
+    for layer in about["layers"]:
+        _check_codes({name: table[f"{layer}_{name}"].to_numpy() for name in store.CODE_FIELDS}, layer)
 
 
 def _allowed(about: Mapping[str, Any]) -> Iterator[tuple[str, list]]:
@@ -220,8 +234,9 @@ def _allowed(about: Mapping[str, Any]) -> Iterator[tuple[str, list]]:
     yield "algorithm", [arguments["algorithm"]]
     yield "seed", arguments["seeds"]
     yield "search_images", arguments.get("rungs") or [arguments["search_images"]]
-    for layer, said in about["layers"].items():
-        yield f"{layer}_tmax", [said["tmax"]]
+    if not arguments.get("search_tmax"):
+        for layer, said in about["layers"].items():
+            yield f"{layer}_tmax", [said["tmax"]]
 
 
 def _check_names(rows: pd.DataFrame, arguments: Mapping[str, Any]) -> None:
@@ -236,10 +251,10 @@ def _check_names(rows: pd.DataFrame, arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"{column} is {_shown(rows[column][wrong].iloc[0])}, and {right[wrong].iloc[0]} is right")
 
 
-def _check_codes(codes: Mapping[str, np.ndarray], layer: str, tmax: int) -> None:
-    t1, v1, t2, v2 = (codes[name] for name in CODES)
-    if not ((t1 >= 1) & (t1 < v1) & (v1 < t2) & (t2 < v2) & (v2 <= tmax)).all():
-        raise ValueError(f"codes of {layer} do not satisfy 1 <= t1 < v1 < t2 < v2 <= tmax = {tmax}")
+def _check_codes(codes: Mapping[str, np.ndarray], layer: str) -> None:
+    t1, v1, t2, v2, tmax = (codes[name] for name in store.CODE_FIELDS)
+    if not ((t1 >= 1) & (t1 < v1) & (v1 < t2) & (t2 < v2) & (v2 <= tmax) & (tmax <= HIGHEST_CODE)).all():
+        raise ValueError(f"codes of {layer} do not satisfy 1 <= t1 < v1 < t2 < v2 <= tmax <= {HIGHEST_CODE}")
 
 
 def _expected(table: pa.Table, columns: pa.Schema, about: Mapping[str, Any]) -> pa.Schema:
@@ -247,7 +262,9 @@ def _expected(table: pa.Table, columns: pa.Schema, about: Mapping[str, Any]) -> 
     there = set(table.column_names)
     if not there & set(store.COSTS):
         columns = store.without(columns, store.COSTS)
-    if not there & set(store.FORWARDS) and "objective" not in about["arguments"]:
+    if not there & set(store.BUDGET) and "objective" not in about["arguments"]:
+        columns = store.without(columns, store.BUDGET)
+    if not there & set(store.FORWARDS):
         columns = store.without(columns, store.FORWARDS)
     return columns
 

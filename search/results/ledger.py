@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from search import objectives
 from search.results import selection, store
 
 Row = dict[str, Any]
@@ -26,6 +27,8 @@ class RunInfo:
     layers: tuple[str, ...]
     tmax: tuple[int, ...]
     search_images: int  # of the first rung; a row of a higher one says its own
+    front: bool = False  # whether the best are a front of return and share of exact multiplications
+    budget_exact: float | None = None  # highest share of exact multiplications that the best may have
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Progress:
     trials: dict[str, int]  # the same by trial
     images: int  # of the highest rung that a row has come from; what follows is about this rung alone
     finished: int  # written configurations, and those about to be
-    best_return: float | None  # of the written ones
+    best_return: float | None  # of the written ones that keep the budget
     rate: float  # configurations a second, since the first one; 0 until there are two
     waiting: int  # configurations that are not written yet
     trouble: str | None  # why the last attempt to write or to read failed
@@ -73,7 +76,10 @@ class Ledger:
     def __init__(self, info: RunInfo, count: int):
         self.info = info
         self.waiting: dict[str, Row] = {}  # by `episode_id`
-        self.top: list[Row] = []  # written rows of the highest rung that has any, distinct, best first
+        # Written rows of the highest rung that has any, distinct, best first. None exceeds the budget.
+        self.top: list[Row] = []
+        self._kept: list[Row] = []  # what `top` is taken from: the same, or the whole front
+        self._highest = 0  # images of that rung
         self._count = count
         self._written: set[str] = set()
         self._trials: Counter[str] = Counter()
@@ -114,19 +120,26 @@ class Ledger:
             proposed = row["search_images"] == self.info.search_images
             self._trials[row["trial"]] += proposed
             self._forwards += proposed * row.get("layer_forwards", len(self.info.layers))
-        candidates = [*self.top, *rows]
-        highest = max((row["search_images"] for row in candidates), default=0)
-        candidates = [row for row in candidates if row["search_images"] == highest]
-        self.top = selection.best(candidates, self._count, self._codes)
+        self._highest = max([self._highest, *(row["search_images"] for row in rows)])
+        candidates = [*self._kept, *(row for row in rows if self._keeps_budget(row))]
+        candidates = [row for row in candidates if row["search_images"] == self._highest]
+        if self.info.front:
+            self._kept = selection.best_front(candidates, self._codes)
+            self.top = [self._kept[k] for k in selection.spread([*map(selection.point, self._kept)], self._count)]
+        else:
+            self._kept = self.top = selection.best(candidates, self._count, self._codes)
 
     def written(self, names: Iterable[str]) -> set[str]:
         """Which of these `episode_id`s have a row on disk."""
         return self._written.intersection(names)
 
     def promoted(self, rows: Iterable[Row], images: int, more: int) -> tuple[list[Row], int]:
-        """Those of a run's rows whose configurations go on from `images` images to `more`, and among how many."""
-        scored = [row for row in rows if row["search_images"] == images]
-        return selection.promoted(scored, images, more, self._count, self._codes)
+        """Those of a run's rows whose configurations go on from `images` images to `more`, and among how many.
+
+        A configuration that exceeds the budget does not count.
+        """
+        scored = [row for row in rows if row["search_images"] == images and self._keeps_budget(row)]
+        return selection.promoted(scored, images, more, self._count, self._codes, self.info.front)
 
     def progress(self, trouble: str | None = None, lost: bool = False) -> Progress:
         """How far the run is; `trouble` and `lost` are passed on."""
@@ -143,6 +156,9 @@ class Ledger:
         if row["search_images"] > self._rung.images:
             self._rung = Rung(row["search_images"])
         self._rung.finished += row["search_images"] == self._rung.images
+
+    def _keeps_budget(self, row: Row) -> bool:
+        return not objectives.excess(row, self.info.budget_exact)
 
     def _codes(self, row: Row) -> tuple[tuple[int, ...], ...]:
         return store.codes_of(row, self.info.layers)

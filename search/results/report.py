@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ import pandas as pd
 from approx_env import markdown
 from approx_env.errors import InputError, exit_status
 from approx_env.int8.cost import KINDS
+from search import objectives
 from search.results import inspection, store
 from search.results.folder import Folder
 
@@ -19,8 +20,9 @@ USAGE = "python -m search.report RUN [RUN ...]"
 HEADS = (
     "network", "teacher on test, float / INT8", "search", "episodes x seeds",
     "best return of each seed, mean (lowest)", "drop on validation, points", "drop on test, points",
-    " / ".join(KINDS),
+    " / ".join(KINDS), "energy of all multiplications",
 )  # fmt: skip
+NO_ENERGY = "-"  # of a run from before there was a cost model
 
 
 def row(place: str | os.PathLike) -> tuple[str, ...]:
@@ -37,13 +39,19 @@ def row(place: str | os.PathLike) -> tuple[str, ...]:
     return (
         best["model"] + (", all sites" if arguments.get("sites") == "all" else ""),
         f"{metrics['float_teacher']['test']:.1%} / {metrics['acc_teacher']:.1%}",
-        arguments["algorithm"],
+        arguments["algorithm"] + objectives.aim(arguments),
         f"{arguments['episodes']} x {seeds}",
         f"{best_returns.mean():.4f} ({best_returns.min():.4f})",
         f"{metrics['validation']['drop_points']:.2f}",
         f"{metrics['acc_drop']:.2f}",
         " / ".join(f"{chosen[f'mac_{kind}']:.1%}" for kind in KINDS),
+        _energy(metrics.get("cost")),
     )
+
+
+def _energy(cost: Mapping[str, Any] | None) -> str:
+    """Of all multiplications over the exact network's, by which table."""
+    return f"{cost['relative_energy']:.3f} ({cost['table']})" if cost else NO_ENERGY
 
 
 def _finished(folder: Folder) -> tuple[dict[str, Any], dict[str, Any], pd.DataFrame, pd.Series]:
@@ -63,8 +71,10 @@ def _finished(folder: Folder) -> tuple[dict[str, Any], dict[str, Any], pd.DataFr
 
 
 def table(folders: Sequence[str | os.PathLike]) -> str:
-    """The whole table, runs in the order given."""
-    return markdown.table(HEADS, map(row, folders))
+    """The whole table, runs in the order given; without the last column if none of them knows its energy."""
+    rows = [row(folder) for folder in folders]
+    last = None if any(cells[-1] != NO_ENERGY for cells in rows) else -1
+    return markdown.table(HEADS[:last], [cells[:last] for cells in rows])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

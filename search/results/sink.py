@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from approx_env.errors import InputError
-from approx_env.scoring.evaluator import Problem
 from search.results import lease, store
 from search.results.folder import Folder
 from search.results.ledger import Ledger, Progress, RunInfo
-from search.workers import runners, session
+from search.workers import losses, session
+
+if TYPE_CHECKING:
+    from approx_env.scoring.evaluator import Problem  # brings torch, which this actor does without
 
 NAMESPACE = "tapsearch"
 FLUSH_SECONDS = 10.0  # also between two beats of the lease
@@ -34,7 +37,7 @@ class _Sink:
     Args:
         folder: the run's.
         info: what rows share.
-        problem: where the search problem lies in Ray's object store, from `runners.share`, for env runners to fetch.
+        problem: where the search problem lies in Ray's object store, from `session.share`, for env runners to fetch.
         top: how many configurations to keep.
         owner: of the run, whose lease is kept alive; see `lease`.
     """
@@ -46,6 +49,8 @@ class _Sink:
         self._part = store.Part(folder, info.layers)
         self._files: dict[str, bytes] = {}  # the newest contents of other files, to be written
         self._heart = lease.Heart(folder, owner)
+        self._started: dict[str, tuple[Iterator[int], losses.Losses]] = {}  # env runners of a trial
+        self._refused: dict[str, Exception] = {}  # why env runners of a trial cannot start
         self._trouble: str | None = None
         self._closed = False
         self._writing = asyncio.Lock()
@@ -65,11 +70,33 @@ class _Sink:
         await asyncio.shield(self._ready)
         name = message["episode_id"]
         self._ledger.receive(message, time.monotonic())
+        if message["trial"] in self._started:
+            self._started[message["trial"]][1].finished()
         if name not in self._ledger.waiting:
             return
         if name not in self._answers:
             self._answers[name] = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._answers[name])  # others may wait for it, too
+
+    async def starting(self, trial: str, count: int) -> None:
+        """An env runner of a trial starts, of which there are to be `count`.
+
+        Raises:
+            ScoringFailed: they start again and again, and none has sent a row meanwhile.
+        """
+        if trial not in self._started:
+            self._started[trial] = itertools.count(1), losses.Losses(count)
+        started, lost = self._started[trial]
+        if next(started) > count:
+            lost.lost()
+
+    async def refuse(self, trial: str, reason: Exception) -> None:
+        """An env runner of a trial cannot start."""
+        self._refused[trial] = reason
+
+    async def refused(self, trial: str) -> Exception | None:
+        """Why an env runner of a trial could not start."""
+        return self._refused.get(trial)
 
     async def save(self, name: str, data: bytes) -> None:
         """Takes a file of the run's folder, to be written at the next flush; of several only the newest counts."""
@@ -200,7 +227,7 @@ def start(
         InputError: the cluster has one already.
     """
     named = Sink.options(name=actor_name(info.run), namespace=NAMESPACE)
-    shared = runners.share(problem)
+    shared = session.share(problem)
     for left in range(DYING_SECONDS, -1, -1):
         try:
             return named.remote(folder, info, shared, top, owner)
@@ -234,7 +261,7 @@ def tune_metrics(run: str, trial: str, budget: int) -> dict[str, Any]:
 
 def fetch_problem(run: str) -> Problem:
     """The search problem of a run, whose arrays lie in Ray's object store."""
-    return runners.fetch(ray.get(find(run).problem.remote()))
+    return session.fetch(ray.get(find(run).problem.remote()))
 
 
 class Recorder:

@@ -13,19 +13,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from approx_env.int8.cost import KINDS
-from approx_env.tap import CODES
+from approx_env.tap import WITH_TMAX as CODE_FIELDS
 from search.results.folder import Folder
 
 SCHEMA_VERSION = 1
 EPISODES = "episodes"
 ROWS_A_PART = 1000  # a part is written anew with each flush: more would take longer, fewer leave more files
 RUN, TOP, BEST, BASELINES = "run.json", "top.parquet", "best.json", "baselines.parquet"
+PARETO = "pareto.parquet"  # of a run whose objective is a front
 STUDENT, STUDENT_ARRAYS = "student.int8.json", "student.int8.safetensors"  # of `search.finetune`
 TORN_READS, TORN_SECONDS = 3, 0.5  # an object that is replaced while it is read comes torn: then it is read again
 STATE_SUFFIX = ".safetensors"  # of the file that a PPO search goes on from
-CODE_FIELDS = (*CODES, "tmax")
-FORWARDS = ("layer_forwards",)  # older runs lack it
 COSTS = ("mac_zero_natural", "mac_zero_natural_all", "relative_energy_sites", "relative_energy")  # older runs lack them
+BUDGET = ("mac_exact_all", "validation_mac_exact_all")  # so they do these
+FORWARDS = ("layer_forwards",)  # nor had they this
+MEASURES = ("accuracy", "drop_points", "drop_error_points")  # of a split, in baselines and fronts
+SPLITS = ("validation", "test")
 
 
 def schema(layers: Sequence[str]) -> pa.Schema:
@@ -52,6 +55,7 @@ def schema(layers: Sequence[str]) -> pa.Schema:
         *((f"{layer}_{field}", pa.int16()) for layer in layers for field in CODE_FIELDS),
         *((f"{layer}_mac_{kind}", pa.float64()) for layer in layers for kind in KINDS),
         *((name, pa.float64()) for name in COSTS),
+        ("mac_exact_all", pa.float64()),
         *((name, pa.int32()) for name in FORWARDS),
     ]
     return pa.schema(columns)
@@ -65,36 +69,49 @@ def without(columns: pa.Schema, names: Sequence[str]) -> pa.Schema:
 def validated_schema(layers: Sequence[str]) -> pa.Schema:
     """The columns of `top.parquet` once its rows are validated."""
     columns = schema(layers)
-    for name in ("validation_accuracy", "validation_drop_points"):
+    for name in ("validation_accuracy", "validation_drop_points", "validation_mac_exact_all"):
         columns = columns.append(pa.field(name, pa.float64()))
     return columns
 
 
-def baselines_schema(layers: Sequence[str]) -> pa.Schema:
-    """The columns of `baselines.parquet`; see results/README.md."""
-    measures = ("accuracy", "drop_points", "drop_error_points")
-    columns = [
-        ("schema_version", pa.int16()),
-        ("run", pa.string()),
-        ("model", pa.string()),
-        ("dataset", pa.string()),
-        ("baseline", pa.string()),
-        *((f"{split}_{name}", pa.float64()) for split in ("validation", "test") for name in measures),
+def _measured() -> list[tuple[str, pa.DataType]]:
+    """Columns of what is shown at the end of a run: drops, shares and energies."""
+    return [
+        *((f"{split}_{name}", pa.float64()) for split in SPLITS for name in MEASURES),
         *((f"mac_{kind}{end}", pa.float64()) for end in ("", "_all") for kind in ("zero", "shared", "exact")),
         ("relative_energy_sites", pa.float64()),
         ("relative_energy", pa.float64()),
         ("energy_table", pa.string()),
-        *((f"{layer}_limit", pa.int16()) for layer in layers),
+    ]
+
+
+def baselines_schema(layers: Sequence[str]) -> pa.Schema:
+    """The columns of `baselines.parquet`; see results/README.md."""
+    texts = ("run", "model", "dataset", "baseline")
+    limits = ((f"{layer}_limit", pa.int16()) for layer in layers)
+    return pa.schema([("schema_version", pa.int16()), *((name, pa.string()) for name in texts), *_measured(), *limits])
+
+
+def pareto_schema(layers: Sequence[str]) -> pa.Schema:
+    """The columns of `pareto.parquet`; see results/README.md."""
+    columns = [
+        ("schema_version", pa.int16()),
+        *((name, pa.string()) for name in ("run", "model", "dataset", "trial", "episode_id")),
+        ("return", pa.float64()),
+        ("chosen", pa.bool_()),
+        *_measured(),
+        ("validation_mac_exact_all", pa.float64()),
+        *((f"{layer}_{field}", pa.int16()) for layer in layers for field in CODE_FIELDS),
     ]
     return pa.schema(columns)
 
 
 def configuration_columns(layers: Sequence[str], codes: Sequence[Sequence[int]], tmax: Sequence[int]) -> dict[str, int]:
-    """Codes and tmax of every layer as a row's columns."""
+    """Codes and tmax of every layer as a row's columns; `tmax` is that of layers whose codes come without."""
     return {
         f"{layer}_{field}": int(value)
-        for layer, four, limit in zip(layers, codes, tmax, strict=True)
-        for field, value in zip(CODE_FIELDS, (*four, limit), strict=True)
+        for layer, own, limit in zip(layers, codes, tmax, strict=True)
+        for field, value in zip(CODE_FIELDS, (*own, limit)[: max(len(own), len(CODE_FIELDS))], strict=True)
     }
 
 
@@ -108,12 +125,13 @@ def score_columns(layers: Sequence[str], outcome: Mapping[str, Any]) -> dict[str
         columns |= {f"{layer}_mac_{kind}": float(share) for kind, share in zip(KINDS, shares, strict=True)}
     natural = float(outcome["zero_natural"])
     energies = float(outcome["relative_energy_sites"]), float(outcome["relative_energy"])
-    return columns | dict(zip(COSTS, (natural, natural * float(outcome["covered"]), *energies), strict=True))
+    columns |= dict(zip(COSTS, (natural, natural * float(outcome["covered"]), *energies), strict=True))
+    return columns | {"mac_exact_all": float(outcome["mac_exact_all"])}
 
 
 def codes_of(row: Mapping[str, Any], layers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The configuration that a row holds."""
-    return tuple(tuple(int(row[f"{layer}_{name}"]) for name in CODES) for layer in layers)
+    """The configuration that a row holds, with each layer's tmax as its fifth code."""
+    return tuple(tuple(int(row[f"{layer}_{name}"]) for name in CODE_FIELDS) for layer in layers)
 
 
 class Part:

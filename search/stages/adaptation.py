@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from rich.table import Table
 from approx_env.adapt import correction, student
 from approx_env.adapt.finetune import FineTuning, Recipe
 from approx_env.adapt.simulation import Configuration
+from approx_env.env import measured
 from approx_env.int8.network import Network
-from approx_env.scoring.evaluator import Evaluator, Problem, Score
+from approx_env.scoring.evaluator import Evaluator, Score
 from approx_env.teachers.checkpoint import Checkpoint
+from search import codes
 from search.job import Job, describe
 from search.results import store
 from search.results.folder import Folder
+from search.stages import comparison
 
 SUMMARY, CHECKPOINT = "finetune.json", "student.checkpoint"
 MEASUREMENTS = 10  # of validation during a training, at even distances
@@ -36,32 +39,28 @@ class Adaptation:
 
     job: Job
     configuration: Configuration  # codes and tmax by layer, in forward order
-    method: str | None  # of the correction; None: the teacher's own numbers
     recipe: Recipe
     output: Path  # folder of what is written
+    method: str | None = correction.DEFAULT  # of the correction; None: the teacher's own numbers
     device: str = "cpu"
-
-    def problem(self, split: str) -> Problem:
-        """What students are scored on: held-out images, and tmax as the configuration has it."""
-        return self._with_tmax(self.job.held_out[split])
 
     def corrected(self) -> Network:
         """The student before training."""
-        problem = self._with_tmax(self.job.problem)
+        job = self.job
         if self.method is None:
-            return problem.network
-        settings = self.job.settings
-        images, _ = self.job.dataset.load("calibration", settings.calib_batches * settings.calib_batch_size)
-        return correction.correct(problem.network, problem.calibration, self.codes, images, self.method)
+            return job.problem.network
+        images, _ = job.dataset.load("calibration", job.settings.calib_batches * job.settings.calib_batch_size)
+        whole = codes.whole(self.configuration)
+        return correction.correct(job.problem.network, job.problem.calibration, whole, images, self.method)
 
-    @property
-    def codes(self) -> list[tuple[int, ...]]:
-        """The codes of every layer, in forward order."""
-        return [tuple(codes) for codes, _ in self.configuration.values()]
 
-    def _with_tmax(self, problem: Problem) -> Problem:
-        layers = (replace(layer, tmax=self.configuration[layer.name][1]) for layer in problem.calibration.layers)
-        return replace(problem, calibration=replace(problem.calibration, layers=tuple(layers)))
+@dataclass(frozen=True)
+class _Candidate:
+    """A student that may be chosen, and what it scored on validation."""
+
+    network: Network
+    configuration: Configuration
+    score: Score
 
 
 def adapt(adaptation: Adaptation) -> None:
@@ -73,23 +72,26 @@ def adapt(adaptation: Adaptation) -> None:
     Raises:
         InputError: the checkpoint is of another training.
     """
-    validation = adaptation.problem("validation")
-    begin = adaptation.corrected()
-    scores = {"codes alone": _score(validation, adaptation, None), "corrected": _score(validation, adaptation, begin)}
-    _tell("codes alone", scores["codes alone"])
-    _tell(f"corrected by {adaptation.method or 'nothing'}", scores["corrected"])
-    candidates, curve = {"corrected": begin}, []
+    validation = Evaluator(adaptation.job.held_out["validation"])
+    begin, configuration = adaptation.corrected(), adaptation.configuration
+    plain = _scored(validation, adaptation.job.problem.network, configuration)
+    _tell("codes alone", plain.score)
+    candidates, curve = {"corrected": _scored(validation, begin, configuration)}, []
+    _tell(f"corrected by {adaptation.method or 'nothing'}", candidates["corrected"].score)
     if adaptation.recipe.epochs:
         candidates["trained"], curve = _trained(adaptation, begin, validation)
-        scores["trained"] = _score(validation, adaptation, candidates["trained"])
     # Of equal ones the trained student.
-    chosen = max(reversed(candidates), key=lambda name: scores[name].accuracy)
-    test = _score(adaptation.problem("test"), adaptation, candidates[chosen])
-    _write(adaptation, candidates[chosen], chosen, scores, test, curve)
+    chosen = max(reversed(candidates), key=lambda name: candidates[name].score.accuracy)
+    best = candidates[chosen]
+    test = _scored(Evaluator(adaptation.job.held_out["test"]), best.network, best.configuration).score
+    scores = {"codes alone": plain.score} | {name: candidate.score for name, candidate in candidates.items()}
+    _write(adaptation, best, chosen, scores, test, curve)
     _closing_table(scores, chosen, test)
 
 
-def _trained(adaptation: Adaptation, begin: Network, validation: Problem) -> tuple[Network, list[dict[str, float]]]:
+def _trained(
+    adaptation: Adaptation, begin: Network, validation: Evaluator
+) -> tuple[_Candidate, list[dict[str, float]]]:
     """The student after training, and what validation said on the way."""
     job, recipe = adaptation.job, adaptation.recipe
     images = job.dataset.load("train", whole=True)
@@ -97,9 +99,11 @@ def _trained(adaptation: Adaptation, begin: Network, validation: Problem) -> tup
         job.problem.network, begin, adaptation.configuration, images, recipe, mirrored=job.dataset.mirrored,
         engine=job.settings.engine if adaptation.device == "cpu" else "portable", device=adaptation.device,
     )  # fmt: skip
+    print(f"fine-tuning: {tuning.steps} steps of {tuning.batch} images, gradients in {tuning.precision}", flush=True)
     checkpoint = Checkpoint(adaptation.output / CHECKPOINT, _identity(adaptation), "step")
     tuning.resume(checkpoint)
     curve, losses, since = [], [], time.perf_counter()
+    latest = None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("fine-tuning steps", total=tuning.steps, completed=tuning.done)
@@ -110,21 +114,23 @@ def _trained(adaptation: Adaptation, begin: Network, validation: Problem) -> tup
                 tuning.save(checkpoint)
             if tuning.done * MEASUREMENTS // tuning.steps > (tuning.done - 1) * MEASUREMENTS // tuning.steps:
                 seconds = (time.perf_counter() - since) / len(losses)
-                score = _score(validation, adaptation, tuning.student())
-                point = {"step": tuning.done, "loss": sum(losses) / len(losses), "drop_points": score.drop_points,
-                         "kd": score.kd, "step_seconds": seconds}  # fmt: skip
+                latest = _scored(validation, tuning.student(), tuning.configuration())
+                point = {"step": tuning.done, "loss": sum(losses) / len(losses),
+                         "drop_points": latest.score.drop_points, "kd": latest.score.kd,
+                         "step_seconds": seconds}  # fmt: skip
                 curve.append(point)
                 progress.console.print(
                     f"step {tuning.done}/{tuning.steps}: loss {point['loss']:.4f}, drop on validation "
-                    f"{score.drop_points:.2f}, KD {score.kd:.4f}, {seconds:.2f} s a step", highlight=False,
+                    f"{point['drop_points']:.2f}, KD {point['kd']:.4f}, {seconds:.2f} s a step", highlight=False,
                     soft_wrap=True,
                 )  # fmt: skip
                 losses, since = [], time.perf_counter()
-    return tuning.student(), curve
+    return latest or _scored(validation, tuning.student(), tuning.configuration()), curve
 
 
-def _score(problem: Problem, adaptation: Adaptation, network: Network | None) -> Score:
-    return Evaluator(replace(problem, student=network)).evaluate(adaptation.codes)
+def _scored(evaluator: Evaluator, network: Network, configuration: Configuration) -> _Candidate:
+    score = evaluator.with_student(network).evaluate(codes.whole(configuration))
+    return _Candidate(network, configuration, score)
 
 
 def _identity(adaptation: Adaptation) -> dict[str, Any]:
@@ -139,29 +145,36 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
 
 def _write(
     adaptation: Adaptation,
-    chosen: Network,
-    name: str,
+    best: _Candidate,
+    chosen: str,
     scores: Mapping[str, Score],
     test: Score,
     curve: list[dict[str, float]],
 ) -> None:
     job, about = adaptation.job, describe(adaptation.job)
-    measured = {step: {"drop_points": score.drop_points, "kd": score.kd} for step, score in scores.items()}
     made = {
         "run": job.name,
-        "chosen": name,
+        "chosen": chosen,
         "correction": adaptation.method,
         "recipe": asdict(adaptation.recipe),
-        "validation": measured,
-        "test": {"drop_points": test.drop_points, "kd": test.kd, "accuracy": test.accuracy},
+        "share_of_all_macs": job.share_of_all_macs,
+        "cost_table": job.problem.energy.name,
+        "validation": {name: _measures(score) for name, score in scores.items()},
+        "test": _measures(test),
         "commit": about["commit"],
         "versions": about["versions"],
     }
-    student.write(adaptation.output / store.STUDENT, chosen, adaptation.configuration, job.teacher.about, made)
+    student.write(adaptation.output / store.STUDENT, best.network, best.configuration, job.teacher.about, made)
     summary = {"command": ["python", *sys.orig_argv[1:]], "time": about["started"], **made, "curve": curve}
     Folder(adaptation.output).write_json(SUMMARY, summary)
     with suppress(FileNotFoundError):
         (adaptation.output / CHECKPOINT).unlink()
+
+
+def _measures(score: Score) -> dict[str, float]:
+    outcome = measured(score)
+    told = {name: float(outcome[name]) for name in ("accuracy", "drop_points", "drop_error_points", "kd")}
+    return told | comparison.costs(outcome)
 
 
 def _tell(what: str, score: Score) -> None:
@@ -171,6 +184,10 @@ def _tell(what: str, score: Score) -> None:
 def _closing_table(scores: Mapping[str, Score], chosen: str, test: Score) -> None:
     table = Table("drop, points", "validation", "test", box=box.SIMPLE)
     for name, score in scores.items():
-        table.add_row(name, f"{score.drop_points:.2f}", f"{test.drop_points:.2f}" if name == chosen else "")
+        table.add_row(name, _drop(score), _drop(test) if name == chosen else "")
     Console(width=100, highlight=False).print(table)
-    print(f"chosen: {chosen}, the better one on validation")
+    print(f"chosen: {chosen}, the better one on validation; its drop has a 95 % interval")
+
+
+def _drop(score: Score) -> str:
+    return f"{score.drop_points:.2f} ± {comparison.INTERVAL * score.drop_error_points:.2f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -15,13 +15,15 @@ from approx_env.int8.energy import SCOPE, Energy
 from approx_env.scoring import baselines
 from approx_env.scoring.baselines import Baseline
 from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.distill import INTERVAL
 from approx_env.scoring.evaluator import Configuration, Evaluator
 from search.results import store
-from search.workers.runners import Runners
+from search.results.store import SPLITS
+
+if TYPE_CHECKING:  # loading Ray takes seconds, and who asks for costs alone needs none
+    from search.workers.runners import Runners
 
 CHOSEN = "chosen"
-INTERVAL = 1.96  # standard errors: 95 %
-SPLITS = ("validation", "test")
 Outcome = Mapping[str, Any]  # of `env.measured`
 
 
@@ -64,17 +66,24 @@ def rows(
 
 
 def _row(name: str, limits: Sequence[int], validation: Outcome, test: Outcome, energy: Energy) -> dict[str, Any]:
-    row = {"baseline": name, "limits": tuple(limits)}
+    return {"baseline": name, "limits": tuple(limits)} | told(validation, test, energy)
+
+
+def told(validation: Outcome, test: Outcome, energy: Energy) -> dict[str, Any]:
+    """What an approximation scored, as columns; shares and energies are those of the test images."""
+    row = {}
     for split, outcome in zip(SPLITS, (validation, test), strict=True):
-        row |= {f"{split}_{key}": float(outcome[key]) for key in ("accuracy", "drop_points", "drop_error_points")}
-    for end, shares in (("", test["shares"]), ("_all", cost.of_all(test["shares"], test["covered"]))):
+        row |= {f"{split}_{key}": float(outcome[key]) for key in store.MEASURES}
+    return row | costs(test) | {"energy_table": energy.name}
+
+
+def costs(outcome: Outcome) -> dict[str, float]:
+    """Shares of multiplications, of the layers' and of all, and relative energies."""
+    made = {}
+    for end, shares in (("", outcome["shares"]), ("_all", cost.of_all(outcome["shares"], outcome["covered"]))):
         zero, v1, v2, exact = map(float, shares)
-        row |= {f"mac_zero{end}": zero, f"mac_shared{end}": v1 + v2, f"mac_exact{end}": exact}
-    return row | {
-        "relative_energy_sites": float(test["relative_energy_sites"]),
-        "relative_energy": float(test["relative_energy"]),
-        "energy_table": energy.name,
-    }
+        made |= {f"mac_zero{end}": zero, f"mac_shared{end}": v1 + v2, f"mac_exact{end}": exact}
+    return made | {name: float(outcome[name]) for name in ("relative_energy_sites", "relative_energy")}
 
 
 def measures(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,18 +99,23 @@ def parquet(compared: Sequence[Mapping[str, Any]], run: str, model: str, dataset
     return store.parquet(made, store.baselines_schema(layers))
 
 
+def drops(row: Mapping[str, Any]) -> list[str]:
+    """The drops on validation and on test, with a 95 % interval."""
+    return [
+        f"{row[f'{split}_drop_points']:.2f} ± {INTERVAL * row[f'{split}_drop_error_points']:.2f}" for split in SPLITS
+    ]
+
+
 def show(compared: Sequence[Mapping[str, Any]], energy: Energy) -> None:
     """Prints the rows; shares are of the test images."""
     shown = Table(box=box.SIMPLE)
     for head in ("zero / shared / exact, %", "drop, validation", "drop, test", "of the layers'", "of all", "energy"):
         shown.add_column(head, no_wrap=True)
     for row in compared:
-        drops = (f"{row[f'{split}_drop_points']:.2f} ± {INTERVAL * row[f'{split}_drop_error_points']:.2f}"
-                 for split in SPLITS)  # fmt: skip
         shares = (" / ".join(f"{100 * row[f'mac_{kind}{end}']:.1f}" for kind in ("zero", "shared", "exact"))
                   for end in ("", "_all"))  # fmt: skip
         energies = f"{row['relative_energy_sites']:.3f} / {row['relative_energy']:.3f}"
-        shown.add_row(row["baseline"], *drops, *shares, energies)
+        shown.add_row(row["baseline"], *drops(row), *shares, energies)
     Console(width=125, highlight=False).print(shown)
     print(
         "drop: points, with a 95 % interval of the difference on the same images\n"

@@ -24,6 +24,8 @@ def run(job: Job, handle: ray.actor.ActorHandle) -> None:
     for below, problem in pairwise(job.rungs):
         images, began = len(problem.labels), time.monotonic()
         rows, candidates = patiently(handle, handle.promoted.remote(len(below.labels), images))
+        if not rows:  # none keeps the budget: the end of the run says so
+            return
         names = {f"{row['episode_id'].partition('@')[0]}@{images}": row for row in rows}
         written = ray.get(handle.written.remote(list(names)))  # before this run was cut off
         todo = {name: row for name, row in names.items() if name not in written}

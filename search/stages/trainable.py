@@ -13,7 +13,8 @@ from approx_env.scoring.evaluator import Configuration, layer_forwards
 from search import algorithms
 from search.objectives import OBJECTIVES
 from search.results import sink, store
-from search.workers.runners import Runners, Scorer, ScoringFailed, raised
+from search.workers.losses import ScoringFailed, raised
+from search.workers.runners import Runners, Scorer
 
 EVALUATIONS_A_STEP = 8  # by each runner, between two reports to Tune
 FAILURE = "failure"  # of a trial's last result: the exception that ended it, to be raised in the driver

@@ -58,15 +58,16 @@ class LiveLine(threading.Thread):
             if progress.lost:
                 _thread.interrupt_main()
                 return
-            if progress.images != self._images or progress.best_return is None:
+            if progress.images != self._images or not progress.finished:
                 continue  # nothing to tell yet
             if progress.finished == shown and not terminal:
                 continue
             shown = progress.finished
             left = f"{(self._total - shown) / progress.rate:.0f} s left" if progress.rate else "time left unknown"
+            best = "none yet" if progress.best_return is None else f"{progress.best_return:.4f}"
             text = (
                 f"{shown}/{self._total} episodes, {progress.rate:.2f} episodes/s, {left}, "
-                f"best return so far {progress.best_return:.4f} on {self._images} images"
+                f"best return so far {best} on {self._images} images"
             )
             print(f"\r\033[K{text}" if terminal else text, end="" if terminal else "\n", flush=True)
         if terminal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,53 +12,8 @@ import torch
 from approx_env import env
 from approx_env.errors import InputError
 from approx_env.scoring.evaluator import Configuration, Evaluator, Problem, Tables
-
-LOSSES_TOLERATED = 5  # of each process in a row
-
-
-class ScoringFailed(RuntimeError):
-    """Scoring raises an exception, or kills every process that tries. To try again would not help."""
-
-
-class Losses:
-    """Counts how often a pool loses a process, and gives up when that never ends.
-
-    Args:
-        processes: how many the pool has.
-    """
-
-    def __init__(self, processes: int):
-        self._most, self._in_a_row = LOSSES_TOLERATED * processes, 0
-
-    def finished(self) -> None:
-        """A process has finished some work: the count begins anew."""
-        self._in_a_row = 0
-
-    def lost(self, why: object = "") -> None:
-        """A process is lost; `why`, if that is known, is told when this gives up.
-
-        Raises:
-            ScoringFailed: this happened too often since one last finished some work.
-        """
-        self._in_a_row += 1
-        if self._in_a_row > self._most:
-            text = f"scoring processes were lost {self._in_a_row} times in a row, and none finished its work"
-            raise ScoringFailed(f"{text}: look into Ray's logs, and whether memory suffices. {why}".rstrip())
-
-
-def raised(error: Exception) -> Exception | None:
-    """What scoring itself raised, if that is the reason of `error`; None if a process, a node or an object was lost."""
-    cause = error
-    if getattr(error, "actor_init_failed", False) and error.args:  # Ray keeps what a constructor raised
-        cause = error.args[0]
-    if isinstance(cause, ray.exceptions.RayTaskError):
-        cause = cause.cause
-    if isinstance(cause, InputError | ScoringFailed):
-        return cause
-    if isinstance(cause, ray.exceptions.RayError):
-        return None
-    told = str(error) if isinstance(error, ray.exceptions.RayError) else "".join(traceback.format_exception(error))
-    return ScoringFailed(f"the search raised an exception:\n{told}")
+from search.workers.losses import Losses, raised
+from search.workers.session import fetch, share
 
 
 class Scorer:
@@ -93,30 +47,18 @@ class Runner(Scorer):
         super().__init__(fetch(shared))
 
 
-def share(problem: Problem) -> bytes:
-    """Puts a problem into Ray's object store, to stay there as long as this process lives.
-
-    Its reference travels as bytes: an actor that starts later may not depend on an argument that Ray could release.
-    """
-    return ray.cloudpickle.dumps(ray.put(problem))
-
-
-def fetch(shared: bytes) -> Problem:
-    """The problem, whose arrays lie in the node's object store."""
-    return ray.get(ray.cloudpickle.loads(shared))
-
-
 class Runners:
-    """`count` processes (at least one) that score configurations of a problem, which lies once in Ray's object store.
+    """`count` processes that score configurations of a problem, which lies once in Ray's object store.
 
     They live until `close()`. Each asks Ray for a core and `gpus` GPUs. One that dies is replaced, as soon as a node
-    has room for it; the others do its work.
+    has room for it; the others do its work. With a count of 0 this process scores.
     """
 
     def __init__(self, problem: Problem, count: int, gpus: float = 0):
-        self._shared, self._runner = share(problem), Runner.options(num_gpus=gpus)
-        self._actors = [self._runner.remote(self._shared) for _ in range(max(1, count))]
-        self._losses = Losses(len(self._actors))
+        self._here = None if count else Scorer(problem)
+        self._shared, self._runner = share(problem) if count else b"", Runner.options(num_gpus=gpus)
+        self._actors = [self._runner.remote(self._shared) for _ in range(count)]
+        self._losses = Losses(count)
 
     def teacher_accuracy(self) -> float:
         """Share of the problem's images in [0, 1] that the teacher gets right."""
@@ -137,6 +79,9 @@ class Runners:
 
     def _work(self, method: str, arguments: Sequence[tuple]) -> Iterator[Any]:
         """Calls a method of whichever runner is free with each of the arguments; yields the results in order."""
+        if self._here:
+            yield from (getattr(self._here, method)(*each) for each in arguments)
+            return
         waiting, done = deque(range(len(arguments))), {}
         idle: list[int] = []  # places in the list of actors
         # Calls under way: by which runner, and for which position; None while a runner is being started.

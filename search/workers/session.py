@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray  # before psutil, which it brings
 
@@ -24,6 +24,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from approx_env.errors import ENDING, Failure, InputError
 from search.results.folder import Folder
 from search.workers import processes
+
+if TYPE_CHECKING:
+    from approx_env.scoring.evaluator import Problem  # brings torch, which the sink does without
 
 OBJECT_STORE_BYTES = 512 * 2**20
 CONNECT_SECONDS = 5
@@ -46,7 +49,7 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
 
     Raises:
         InputError: no cluster answers there.
-        Failure: a process of Ray's has died; its logs are kept.
+        Failure: a node of its own does not start, or a process of Ray's has died; its logs are kept.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     variables = processes.SAME_BITS if same_bits else {}
@@ -88,6 +91,9 @@ def _start(temporary: Path, cores: int | None, variables: dict[str, str]) -> _Wa
         with processes.inherited(variables):
             ray.init(address="local", num_cpus=cores, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
                      _temp_dir=str(folder), **QUIET)  # fmt: skip
+    except Exception as error:  # Ray's are of many kinds; on a machine with too much to do it takes too long
+        raise Failure(f"Ray has not started ({error}): see that memory and processors are free, and start the command "
+                      "again") from error  # fmt: skip
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = enabled
         _restore(handlers)
@@ -175,6 +181,19 @@ def _room(node: dict[str, float], gpus: float) -> int:
         return cores
     # Parts of a GPU lie on one; 1e-9 is for 1 / 0.1 and the like.
     return min(cores, there * int(1 / gpus + 1e-9) if gpus < 1 else int(there / gpus + 1e-9))
+
+
+def share(problem: Problem) -> bytes:
+    """Puts a problem into Ray's object store, to stay there as long as this process lives.
+
+    Its reference travels as bytes: an actor that starts later may not depend on an argument that Ray could release.
+    """
+    return ray.cloudpickle.dumps(ray.put(problem))
+
+
+def fetch(shared: bytes) -> Problem:
+    """The problem, whose arrays lie in the node's object store."""
+    return ray.get(ray.cloudpickle.loads(shared))
 
 
 def check_shared(folder: Folder, file: str) -> None:

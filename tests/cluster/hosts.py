@@ -21,7 +21,7 @@ from pathlib import Path
 BRIDGE, NETWORK = "tapsearch0", "10.77.0"
 CLIENT = "client"  # the name of the host that may log in to the others
 DISK, SHARED_MEMORY = "6g", "2g"
-BOOT_SECONDS = 15
+BOOT_SECONDS = 120
 SITE = "/root/.tapsearch"  # where cluster.yaml makes its virtual environment
 
 # Process 1 of a host. Its arguments: name, address, folder, the checkout's virtual environment, and the constants.

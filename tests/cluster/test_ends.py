@@ -4,14 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 
 from search.results import lease
 from tests.command import LONGEST_SECONDS, Command
 
-SLOW = partial(pytest.param, marks=pytest.mark.slow)
 ENDLESS = "--model squeezenet_compact --algorithm random --episodes 1000000 --search-images 16 --num-env-runners 1"
 
 
@@ -33,8 +31,10 @@ def check(running: Command, status: int) -> str:
     return ended.errors
 
 
-@pytest.mark.parametrize("number", [SLOW(signal.SIGINT), signal.SIGTERM, SLOW(signal.SIGHUP)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal(running, number):
+    """`test_alone` ends a search of PPO by Ctrl-C, and is not slow."""
     running.wait_for_rows()
     running.process.send_signal(number)
     assert check(running, 128 + number).splitlines() == ["interrupted"]
@@ -53,11 +53,12 @@ def test_a_process_of_ray_that_dies(running, file, name):
     assert any(log.startswith("raylet") for log in kept)
 
 
+@pytest.mark.slow
 def test_nobody_reads_what_it_says(tmp_path):
     """`python -m search.run ... | head -1`"""
     line = (
         f"{sys.executable} -m search.run {ENDLESS} --results {tmp_path} --run-name r | head -1; echo ${{PIPESTATUS[0]}}"
     )
-    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=300)
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=LONGEST_SECONDS)
     assert ended.stdout.splitlines()[1:] == ["141"]
     assert ended.stderr == ""

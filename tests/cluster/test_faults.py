@@ -17,7 +17,7 @@ from ray.util.state import list_actors
 
 from search import run as search_run
 from search.results import store
-from tests.command import Command, Run, node
+from tests.command import LONGEST_SECONDS, Command, Run, node
 
 TOP = 5
 PROBLEM = f"--layers squeezenet_compact --top {TOP} "
@@ -37,8 +37,8 @@ def finished(running: Command, arguments: str, *, status: int = 0) -> pd.DataFra
 
 @functools.cache
 def undisturbed(arguments: str) -> pd.DataFrame:
-    """The rows of a search that nothing happens to."""
-    return finished(Command(*arguments.split(), "--address", node()), arguments)
+    """The rows of a search that nothing happens to. How many processes score changes none."""
+    return finished(Command(*arguments.split(), "--num-env-runners", "0", "--address", node()), arguments)
 
 
 def rows_of(ended: Run) -> pd.DataFrame:
@@ -61,7 +61,7 @@ def whole(folder: Path, arguments: str) -> None:
 def test_processes_of_ppo_that_are_killed():
     """An env runner in the middle of an episode, the sink, and the search itself: the fault test that is not slow."""
     running = Command(*PPO.split())
-    for victim in ("ray::SingleAgentEnvRunner", "ray::_Sink", "ray::TapPPO"):
+    for victim in ("ray::SearchEnvRunner", "ray::_Sink", "ray::TapPPO"):
         running.wait_for_rows(running.written() + 1)
         running.kill(victim)
     assert finished(running, PPO).equals(undisturbed(PPO))
@@ -202,7 +202,7 @@ def test_a_node_that_dies_and_comes_back(cluster):
     running.wait_for_rows(2)
     with running.held():
         actors = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE")], detail=True)
-        assert len({actor.node_id for actor in actors if actor.class_name == "SingleAgentEnvRunner"}) == 2
+        assert len({actor.node_id for actor in actors if actor.class_name == "SearchEnvRunner"}) == 2
         cluster.remove_node(worker(cluster), allow_graceful=False)
         written = running.written()
     running.wait_for_rows(written + 16 + 1)  # a whole iteration without the node
@@ -217,7 +217,7 @@ def test_the_head_dies(cluster):
     running.wait_for_rows(2)
     with running.held():
         cluster.remove_node(cluster.head_node, allow_graceful=False)
-    running.process.wait(120)
+    running.process.wait(LONGEST_SECONDS)
     running.finish()
     resumed = Command("--resume", "r", "--num-env-runners", "2", results=running.folder.parent)
     assert finished(resumed, PPO).equals(undisturbed(PPO))

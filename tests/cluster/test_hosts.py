@@ -107,6 +107,8 @@ def test_a_host_that_is_switched_off_in_the_middle(network):
     while written(folder) < 4:
         assert time.monotonic() < end, type_in(network, "ray exec cluster.yaml 'ray job logs rough'")
         time.sleep(0.2)
+    of_ray = network.ssh("w2", "ps -e -o ni= -o args= | grep -E ' [r]ay::|[/]raylet '").splitlines()
+    assert len(of_ray) > 1 and len({line.split()[0] for line in of_ray}) == 1  # workers are as nice as what starts them
     network.kill("w1")
     killed = written(folder)
     while written(folder) < killed + 16:  # it goes on without the host

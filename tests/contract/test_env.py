@@ -17,6 +17,7 @@ from approx_env.errors import InputError
 OUTCOME = {
     *("codes", "accuracy", "soft_accuracy", "drop_points", "kd", "at", "return", "layer_shares", "shares"),
     *("drop_error_points", "layer_zero_natural", "zero_natural", "covered", "relative_energy_sites", "relative_energy"),
+    "mac_exact_all",
 }
 
 
@@ -73,6 +74,32 @@ def test_an_environment_with_all_sites():
         assert infos[-1]["layer_shares"].shape == (9, 4)
         depths = [observation[0] for observation in observations[:-1]]
         assert depths == [np.float32(place / 8) for place in range(9)]
+
+
+def test_an_environment_whose_actions_have_tmax():
+    """An action's last code is its tmax, in both environments; the evaluator scores it so."""
+    made = gym.make("TAP-v0", model="squeezenet_compact", search_tmax=True).unwrapped
+    evaluator = made.evaluator
+    assert made.action_space.nvec.tolist() == [256] * 5
+    check_env(made, skip_render_check=True)
+    made.action_space.seed(1)
+    configurations = [[made.action_space.sample() for _ in evaluator.layers] for _ in range(2)]
+    configurations.append(evaluator.calibration.quintile)
+    vector = gym.make_vec("TAP-v0", num_envs=3, evaluator=evaluator, vectorization_mode="vector_entry_point")
+    assert vector.action_space.shape == (3, 5)
+    vector.reset(seed=0)
+    assert not any(tap.problems(codes, 4) for codes in vector.action_space.sample())
+    together = [vector.step(np.array(codes))[1] for codes in zip(*configurations, strict=True)]
+    for k, configuration in enumerate(configurations):
+        rewards, _, infos = play(made, configuration)
+        assert total(rewards) == infos[-1]["return"] == evaluator.evaluate(configuration).return_
+        assert rewards == [step[k] for step in together]
+        assert infos[-1]["codes"].tolist() == np.array(configuration).tolist()
+    made.reset()
+    with pytest.raises(ValueError, match=r"^codes must be five integers \(t1, v1, t2, v2, tmax\), got "):
+        made.step(np.array([1, 2, 3, 4]))
+    with pytest.raises(ValueError, match=r"^codes must satisfy 1 <= t1 < v1 < t2 < v2 <= tmax = 8, got .* v2=9$"):
+        made.step(np.array([1, 2, 3, 9, 8]))
 
 
 @pytest.mark.filterwarnings("ignore:.*different from the unwrapped version")
@@ -237,6 +264,7 @@ INVALID = [
     ([1, 2, 3, 256], r"^codes must satisfy 1 <= t1 < v1 < t2 < v2 <= tmax = \d+, got t1=1 v1=2 t2=3 v2=256$"),
     ([1, 2, 3], r"^codes must be four integers \(t1, v1, t2, v2\), got "),
     ([[1, 2, 3, 4]], r"^codes must be four integers \(t1, v1, t2, v2\), got "),
+    ([1, 2, 3, 4, 9], r"^codes must be four integers \(t1, v1, t2, v2\), got "),
     ([1.0, 2.0, 3.0, 4.0], r"^codes must be four integers \(t1, v1, t2, v2\), got "),
 ]
 

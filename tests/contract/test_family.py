@@ -149,7 +149,7 @@ def test_environment(problem):
 def test_search(name, trained, few_digits, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", lambda *arguments: few_digits)
     argv = f"""--layers {name} --teacher {trained} --algorithm random --episodes 3 --search-images 4 --calib-batches 2
-        --calib-batch-size 16 --num-env-runners 1 --top 2 --address {command.node()} --results {tmp_path}
+        --calib-batch-size 16 --num-env-runners 0 --top 2 --address {command.node()} --results {tmp_path}
         --run-name r"""
     assert run.main(argv.split()) == 0, capsys.readouterr().err
     layers = models.build(name, 10).layers

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from approx_env.adapt import student
 from approx_env.engines import reference
 from approx_env.scoring import distill
-from search import config, finetune
+from search import config, finetune, run
 from search.job import prepare
 from search.results import store
 from tests import command
@@ -28,9 +28,9 @@ from tests.twins import ENGINES, check_every_node
 @pytest.fixture(scope="module")
 def finished() -> Path:
     """The folder of a finished search; copy it before anything is written."""
-    run = command.run(f"{PPO_ALEXNET}2")
-    assert run.status == 0, run.errors
-    return run.folder
+    made = command.run(f"{PPO_ALEXNET}2")
+    assert made.status == 0, made.errors
+    return made.folder
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_student_is_made_scored_and_read_again(folder, capsys):
     found = student.read(folder / store.STUDENT)
     assert found.about["student"]["recipe"] == summary["recipe"]
     assert summary["recipe"] == {"epochs": 1, "batch_size": 32, "rate": 0.2, "temperature": 2.0, "labels": False,
-                                 "seed": 0}  # fmt: skip
+                                 "learn_codes": False, "seed": 0}  # fmt: skip
     best = json.loads((folder / store.BEST).read_text())
     assert found.about["student"]["layers"] == best["layers"]
     assert found.about["student"]["teacher_sha256"] == json.loads((folder / store.RUN).read_text())["teacher"]["sha256"]
@@ -82,6 +82,41 @@ def test_no_epochs_is_correction_alone(folder, tmp_path, capsys):
         "corrected", [], ["codes alone", "corrected"]
     )  # fmt: skip
     assert not (folder / store.STUDENT).exists()
+
+
+def test_learnt_codes_without_a_tail(folder, capsys):
+    """The student's file has the codes that it was scored with, and no multiplication is exact."""
+    assert finetune.main(arguments(folder, "--no-tail", "--learn-codes", "--epochs", "1", "--rate", "1")) == 0
+    summary = json.loads((folder / "finetune.json").read_text())
+    assert summary["test"]["mac_exact"] == 0
+    assert summary["test"]["mac_exact_all"] == pytest.approx(1 - summary["share_of_all_macs"])
+    found = student.read(folder / store.STUDENT)
+    assert all(tmax == 255 for _, tmax in found.configuration.values())
+    images, labels = prepare(config.Settings(resume="r", results=str(folder.parent))).dataset.load("test")
+    logits = reference.forward(found.network, images, found.configuration)[found.network.nodes[-1].name]
+    assert summary["test"]["accuracy"] == distill.hard_accuracy(logits, labels)
+    assert refusal(capsys, folder, "--no-tail", "--codes", "quintile") == (
+        "error: --no-tail finds codes of its own: leave --codes out\n"
+    )
+
+
+@pytest.mark.slow
+def test_a_run_makes_a_student_in_the_end(capsys):
+    """And when it goes on: nothing is searched again for it."""
+    made = command.run("--layers alexnet --algorithm quintile --search-images 32 --finetune-epochs 0.2")
+    assert made.status == 0, made.errors
+    assert made.output.splitlines()[-1] == f"student in {made.folder}"
+    found = student.read(made.folder / store.STUDENT)
+    assert found.about["student"]["recipe"]["epochs"] == 0.2
+    assert found.about["student"]["layers"] == made.json(store.BEST)["layers"]
+    arrays = (made.folder / store.STUDENT_ARRAYS).read_bytes()
+    for name in (store.STUDENT, store.STUDENT_ARRAYS, "finetune.json"):
+        (made.folder / name).unlink()
+    assert run.main(["--resume", "r", "--results", str(made.folder.parent)]) == 0
+    assert (made.folder / store.STUDENT_ARRAYS).read_bytes() == arrays
+    capsys.readouterr()
+    assert run.main(["--resume", "r", "--results", str(made.folder.parent)]) == 0
+    assert capsys.readouterr().out == f"{made.folder} is finished: its results are in best.json\n"
 
 
 @pytest.mark.slow
@@ -112,7 +147,7 @@ def test_bad_input_is_told_at_once(folder, tmp_path, capsys):
         "error: --run must name a run of --results: without it there is no teacher and no configuration\n"
     )
     assert "holds no run to go on with" in refusal(capsys, folder.parent / "x" / "r")
-    assert "--codes: /nowhere holds no codes for this run" in refusal(capsys, folder, "--codes", "/nowhere")
+    assert "--codes: /nowhere holds no codes for this network" in refusal(capsys, folder, "--codes", "/nowhere")
     best = json.loads((folder / store.BEST).read_text())
     best["layers"]["conv1"]["t1_code"] = 200
     (tmp_path / "mine.json").write_text(json.dumps(best))

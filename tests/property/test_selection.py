@@ -79,3 +79,52 @@ def test_the_chosen_one_has_the_highest_accuracy_of_those_that_may_be_chosen(sco
     assert within == bool(allowed)
     assert accuracies[position] == max(allowed or accuracies)
     assert drops[position] <= limit or not within
+
+
+# -- fronts
+
+SHARES = (0.5, 0.25, 0.75, 0.5, 0.125)
+POINTS = st.lists(st.tuples(st.floats(-3, 1), st.floats(0, 1)), max_size=40)
+FRONT_ROWS = ROWS.map(lambda rows: [row | {"mac_exact_all": SHARES[sum(row["codes"]) % 5]} for row in rows])
+
+
+def beats(one: tuple, other: tuple) -> bool:
+    return one != other and one[0] >= other[0] and one[1] <= other[1]
+
+
+@given(POINTS)
+def test_the_fast_front_is_the_one_by_comparing_all_pairs(points):
+    kept = selection.front(points)
+    assert {points[k] for k in kept} == {one for one in points if not any(beats(other, one) for other in points)}
+    values = [points[k][0] for k in kept]
+    assert values == sorted(set(values), reverse=True)
+
+
+@given(POINTS, st.integers(1, 12))
+def test_what_is_spread_is_a_part_of_the_front_with_its_ends(points, count):
+    members = [points[k] for k in selection.front(points)]
+    kept = selection.spread(members, count)
+    assert kept == sorted(set(kept)) and len(kept) == min(count, len(members))
+    assert not members or kept[0] == 0 and (count == 1 or kept[-1] == len(members) - 1)
+
+
+@given(st.data(), FRONT_ROWS, st.lists(FRONT_ROWS, max_size=4))
+def test_a_front_depends_neither_on_the_order_of_rows_nor_on_when_it_is_looked_for(data, rows, parts):
+    def front(rows):
+        return selection.best_front(rows, lambda row: row["codes"])
+
+    assert front(data.draw(st.permutations(rows))) == front(rows)
+    kept: list[dict] = []
+    for part in parts:
+        kept = front([*kept, *part])
+    assert kept == front([row for part in parts for row in part])
+
+
+@given(FRONT_ROWS, st.integers(1, 30))
+def test_later_fronts_are_beaten_by_earlier_ones_alone(rows, count):
+    kept = selection.by_fronts(rows, count, lambda row: row["codes"])
+    codes = [row["codes"] for row in kept]
+    assert len(codes) == len(set(codes)) == min(count, len({row["codes"] for row in rows}))
+    points = [selection.point(row) for row in kept]
+    left = [selection.point(row) for row in rows if row["codes"] not in codes]
+    assert not any(beats(other, one) for one in points[:1] for other in (*points, *left))

@@ -70,6 +70,11 @@ def test_what_was_cut_off_goes_on_and_ends_as_if_it_was_not(bench, scored, tmp_p
     assert "| hill | 2 |" in output and (tmp_path / "search-squeezenet_compact-16.svg").exists()
 
 
+def test_what_begins_by_gradients_has_them(bench):
+    rows, _, _ = bench("--models squeezenet_compact --images 16 --algorithms reconstruction --seeds 1 --evaluations 1")
+    assert len(rows) == 1
+
+
 def test_what_is_there_is_drawn_without_a_search(bench, scored):
     bench(f"{ASKED} --evaluations 2")
     before = len(scored)

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from approx_env import tap
 from approx_env.engines import reference
 from approx_env.errors import InputError
 from approx_env.scoring import calibration
+from tests.calibrated import calibrated
 
 
 def histogram(counts: dict[int, int]) -> np.ndarray:
@@ -118,6 +120,35 @@ def test_quintile_start_and_share_approximated(ramp):
     assert found.tmax == (35,)
     assert found.quintile == ((7, 14, 21, 28),)
     assert found.layers[0].approximated == 0.9  # of ten nonzero codes
+
+
+def test_a_searched_tmax_is_a_fifth_code_that_starts_at_the_calibrated_one(ramp):
+    fixed = calibration.calibrate(ramp, [images(*[25] * 9, 100)])
+    found = calibration.calibrate(ramp, [images(*[25] * 9, 100)], search_tmax=True)
+    assert (found.names, found.quintile) == (("t1", "v1", "t2", "v2", "tmax"), ((7, 14, 21, 28, 35),))
+    assert (found.tmax, found.layers[0].observation.tolist()) == (fixed.tmax, fixed.layers[0].observation.tolist())
+    assert found.valid([(1, 2, 3, 90, 90)]) and fixed.valid([(1, 2, 3, 35)])
+    for one, configurations in (
+        (fixed, [[(1, 2, 3, 36)], [(1, 2, 3, 4, 35)], [], [(1, 2, 3, 4)] * 2]),
+        (found, [[(1, 2, 3, 4)], [(1, 2, 3, 9, 8)], [(1, 2, 3, 4, 256)], [], [(1, 2, 3, 4, 5)] * 2]),
+    ):
+        assert not any(map(one.valid, configurations))
+
+
+def test_random_configurations_are_valid_and_spread_over_shares_of_exact_codes():
+    found, generator = calibrated(100, 150, 255, search_tmax=True), np.random.default_rng(0)
+    drawn = [found.random(generator) for _ in range(1000)]
+    assert all(map(found.valid, drawn))
+    above = [[layer.histogram[codes[4] + 1 :].sum() / layer.histogram[1:].sum() for layer, codes in
+              zip(found.layers, one, strict=True)] for one in drawn]  # fmt: skip
+    assert np.histogram(np.mean(above, 1), 4, (0, 1))[0].min() > 150
+    assert np.corrcoef(np.transpose(above)).min() > 0.7  # layers go together
+
+
+def test_random_configurations_under_fixed_tmax_are_drawn_layer_by_layer():
+    found = calibrated(15, 40, 200)
+    expected = np.random.default_rng(5)
+    assert found.random(np.random.default_rng(5)) == tuple(tap.random_codes(tmax, expected) for tmax in found.tmax)
 
 
 def test_table(ramp):

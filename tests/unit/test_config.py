@@ -32,6 +32,9 @@ UNITS = {
     "--calib-batch-size": "images",
     "--lr": "",
     "--iteration-episodes": "episodes",
+    "--objective": "",
+    "--budget-exact": "share of all multiplications",
+    "--search-tmax": "percentile",
     "--accuracy": "",
     "--kd-temperature": "logits",
     "--kd-weight": "",
@@ -41,6 +44,7 @@ UNITS = {
     "--max-acc-drop": "points",
     "--top": "configurations",
     "--sensitivity": "",
+    "--finetune-epochs": "passes",
     "--num-env-runners": "processes",
     "--address": "",
     "--results": "",
@@ -53,6 +57,9 @@ BAD = {
     "--dataset": ["mnist", "DIGITS"],
     "--algorithm": ["sac"],
     "--accuracy": ["top5"],
+    "--objective": ["front", ""],
+    "--budget-exact": ["2", "-0.1", "nan", "inf", "half", ""],
+    "--search-tmax": ["maybe", ""],
     "--episodes": ["0", "-3", "ten", "1.5", ""],
     "--seeds": ["1,1", "one", "1,,2", "", "99999999999999999999"],
     "--search-images": ["0", "-1", "many"],
@@ -101,6 +108,7 @@ def test_bad_values_and_contradictions_are_reported_at_once():
 @pytest.mark.parametrize(
     ("argv", "flags"),
     [
+        ("--finetune-epochs 1 --results s3://b", ["--finetune-epochs", "--results"]),
         ("--data-dir here", ["--data-dir", "digits"]),
         ("--dataset digits --data-dir here", ["--data-dir", "digits"]),
         ("--dataset imagefolder", ["--dataset imagefolder", "--data-dir"]),
@@ -112,6 +120,11 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--algorithm reconstruction --seeds 0,1", ["--algorithm reconstruction", "--seeds"]),
         ("--algorithm quintile --seeds 0,1", ["--algorithm quintile", "--seeds"]),
         ("--rungs 64,256 --search-images 64", ["--rungs", "--search-images"]),
+        ("--objective pareto", ["--objective pareto", "random", "hill", "got ppo"]),
+        ("--objective pareto --algorithm quintile", ["--objective pareto", "got quintile"]),
+        ("--resume r --objective return", ["--objective", "run r"]),
+        ("--resume r --budget-exact 0.5", ["--budget-exact", "run r"]),
+        ("--resume r --search-tmax", ["--search-tmax", "run r"]),
         ("--resume r --episodes 3", ["--episodes", "run r"]),
         ("--resume r --num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
         ("--num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
@@ -180,6 +193,14 @@ def test_one_configuration_is_one_episode_unless_told(algorithm):
 
 def test_quintile_may_climb_rungs():
     assert config.parse("--algorithm quintile --rungs 64,256".split()).rungs == (64, 256)
+
+
+def test_what_the_search_is_after():
+    settings = config.parse("--algorithm hill --objective pareto --budget-exact 0.25 --search-tmax".split())
+    assert (settings.objective, settings.budget_exact, settings.search_tmax) == ("pareto", 0.25, True)
+    settings = config.parse([])
+    assert (settings.objective, settings.budget_exact, settings.search_tmax) == ("return", None, False)
+    assert [config.parse(["--budget-exact", text]).budget_exact for text in ("0", "1")] == [0, 1]
 
 
 def test_values_are_converted():

@@ -79,6 +79,22 @@ def test_a_signal_that_is_repeated_does_not_stop_the_cleaning_up(capsys):
     assert exit_status(command) == 143 and cleaned
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_is_dropped_comes_again(number, capsys):
+    """As it is when it comes while an object of Ray's is destroyed."""
+
+    class Object:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+
+    def command():
+        Object()
+        threading.Event().wait(60)
+
+    assert exit_status(command) == 128 + number
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_what_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

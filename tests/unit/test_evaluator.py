@@ -317,6 +317,32 @@ def test_lockstep_is_each_configuration_alone(evaluator):
         assert same(alone.scores[0], together.scores[k])
 
 
+def test_a_configuration_s_own_tmax_takes_the_place_of_the_calibrated_one(problem):
+    """As with a calibration that has it; alone and in lockstep, with and without states that are kept."""
+    evaluator, calibrated = Evaluator(problem), problem.calibration
+    limits = [[min(255, tmax - tmax // 5 + 30 * k) for tmax in calibrated.tmax] for k in range(3)]
+    expected, configurations = [], []
+    for tmax in limits:
+        layers = tuple(replace(layer, tmax=limit) for layer, limit in zip(calibrated.layers, tmax, strict=True))
+        other = Evaluator(replace(problem, calibration=replace(calibrated, layers=layers)))
+        expected.append(other.evaluate(calibrated.quintile))
+        configurations.append([(*codes, limit) for codes, limit in zip(calibrated.quintile, tmax, strict=True)])
+    together = evaluator.begin(3)
+    for codes in zip(*configurations, strict=True):
+        together.advance(codes)
+    for one, configuration, score in zip(expected, configurations, together.scores, strict=True):
+        assert same(one, score) and same(one, evaluator.evaluate(configuration))
+    assert len({score.mac_exact_all for score in expected}) == 3
+    same_tmax = [(*codes, tmax) for codes, tmax in zip(calibrated.quintile, calibrated.tmax, strict=True)]
+    assert same(evaluator.evaluate(same_tmax), evaluator.evaluate(calibrated.quintile))
+
+
+def test_the_share_of_all_that_stays_exact(evaluator):
+    score = evaluator.evaluate(evaluator.calibration.quintile)
+    assert 0 < evaluator.covered < 1
+    assert score.mac_exact_all == pytest.approx(score.shares[3] * evaluator.covered + 1 - evaluator.covered)
+
+
 def test_lockstep_wants_codes_for_all(evaluator):
     with pytest.raises(ValueError, match="^3 configurations are in lockstep, and codes for 1 came$"):
         evaluator.begin(3).advance([evaluator.calibration.quintile[0]])
@@ -389,10 +415,22 @@ def test_a_student_that_is_the_teacher_scores_the_same(problem):
     assert same(*(each.evaluate(problem.calibration.quintile) for each in (one, other)))
 
 
+def test_students_in_turn_score_as_each_does_alone(problem):
+    """And the evaluator that they came from goes on as before."""
+    owner, quintile = Evaluator(problem), problem.calibration.quintile
+    for method in ("mean", "deviation"):
+        student = correction.correct(problem.network, problem.calibration, quintile, problem.images, method)
+        alone = Evaluator(replace(problem, student=student))
+        assert same(owner.with_student(student).evaluate(quintile), alone.evaluate(quintile))
+    expected = Evaluator(problem).evaluate(quintile)
+    assert all(same(each.evaluate(quintile), expected) for each in (owner, owner.with_student(None)))
+
+
 def test_a_student_has_its_teachers_layers(problem, ramp):
-    teacher = replace(problem, network=ramp, student=problem.network)
-    with pytest.raises(ValueError, match=r"^a student must have its teacher's layers \('ramp',\)"):
-        Evaluator(teacher)
+    with pytest.raises(ValueError, match=r"^the calibration must be of layers \('ramp',\), in this order, got "):
+        Evaluator(replace(problem, student=ramp))
+    with pytest.raises(ValueError, match=r"^a student must have its teacher's attention layers \('one',"):
+        Evaluator(replace(problem, student=replace(problem.network, attention=())))
 
 
 def test_codes_of_any_kind_of_sequence_count_as_the_same():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from approx_env import tap
 from approx_env.adapt import finetune
 from approx_env.adapt.finetune import FineTuning, Recipe
 from approx_env.errors import InputError
@@ -64,7 +65,7 @@ def test_training_brings_the_student_nearer_to_its_teacher(small, monkeypatch):
     coarse = {layer.name: ((1, 2, 3, 4), layer.tmax) for layer in made.layers}
     images = (small.images, small.labels)
     problem = Problem(small.network, made, *images, Reward())
-    tuning = FineTuning(small.network, small.network, coarse, images, Recipe(epochs=60, batch_size=48))
+    tuning = FineTuning(small.network, small.network, coarse, images, Recipe(epochs=60, batch_size=48, rate=0.1))
     codes = [codes for codes, _ in coarse.values()]
     before, after = (
         Evaluator(replace(problem, student=one)).evaluate(codes) for one in (None, finished(tuning).student())
@@ -85,17 +86,28 @@ def test_labels_change_what_is_learnt(begin):
     assert not same(finished(begin()).student(), finished(begin(replace(RECIPE, labels=True))).student())
 
 
-def test_a_cut_off_training_ends_like_an_undisturbed_one(begin, tmp_path, capsys):
+def test_learnt_codes_move_and_stay_valid(begin, operator):
+    fixed, learnt = (finished(begin(replace(RECIPE, epochs=8, rate=1.0, learn_codes=on))) for on in (False, True))
+    assert fixed.configuration() == operator
+    assert learnt.configuration() != operator
+    for (codes, tmax), (_, before) in zip(learnt.configuration().values(), operator.values(), strict=True):
+        tap.check(codes, tmax)
+        assert tmax == before
+
+
+@pytest.mark.parametrize("learn", [False, True], ids=["fixed codes", "learnt codes"])
+def test_a_cut_off_training_ends_like_an_undisturbed_one(begin, tmp_path, capsys, learn):
     checkpoint = Checkpoint(tmp_path / "c", {"whose": "mine"}, "step")
-    first = begin()
+    recipe = replace(RECIPE, learn_codes=learn)
+    first = begin(recipe)
     for _ in range(4):
         first.advance()
     first.save(checkpoint)
-    second = begin()
+    second = begin(recipe)
     second.resume(checkpoint)
     assert second.done == 4
     assert capsys.readouterr().out == f"resuming after step 4 from {tmp_path}/c\n"
-    one, other = (finished(tuning)._simulation.state_dict() for tuning in (second, begin()))
+    one, other = (finished(tuning)._simulation.state_dict() for tuning in (second, begin(recipe)))
     assert all(torch.equal(one[name], other[name]) for name in one)  # before rounding
 
 

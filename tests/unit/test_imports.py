@@ -34,6 +34,13 @@ def test_an_env_runner_loads_no_library_that_it_does_not_need():
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
+def test_the_sink_loads_no_torch():
+    """It starts before all else of a search, and torch takes two seconds."""
+    loaded = "import sys, search.results.sink; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
+
+
 def test_importing_sets_no_environment_variable_nor_malloc():
     """Commands and workers do."""
     program = """

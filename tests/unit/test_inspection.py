@@ -26,7 +26,8 @@ from search.results.folder import Folder, as_json
 LAYERS, TMAX, EPISODES = ("conv1", "fire2"), (35, 255), 4
 INFO = ledger.RunInfo("r", "squeezenet", "digits", LAYERS, TMAX, 32)
 
-COSTS = {"zero_natural": 0.25, "covered": 0.5, "relative_energy_sites": 0.375, "relative_energy": 0.6875}
+COSTS = {"zero_natural": 0.25, "covered": 0.5, "relative_energy_sites": 0.375, "relative_energy": 0.6875,
+         "mac_exact_all": 0.625}  # fmt: skip
 
 
 def row(episode: int, seed: int = 0, info: ledger.RunInfo = INFO) -> dict:
@@ -65,6 +66,7 @@ BEST = {
     "metrics": {
         "acc_teacher": 0.9, "acc_student": 0.8, "acc_drop": 10.0, "validation": SHARES, "test": SHARES,
         "float_teacher": {"validation": 0.9, "test": 0.9},
+        "cost": {"table": "Horowitz 45 nm", "relative_energy": 0.25},
     },
 }  # fmt: skip
 STATE = {"episodes": torch.tensor(2), "module.weight": torch.zeros(3), "adam.0.step": torch.tensor(1.0)}
@@ -85,7 +87,8 @@ def whole(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "r"
     (folder / "episodes").mkdir(parents=True)
     write_part(folder, ROWS)
-    validated = [ROWS[3] | {"validation_accuracy": 0.8, "validation_drop_points": 10.0}]
+    measured = {"validation_accuracy": 0.8, "validation_drop_points": 10.0, "validation_mac_exact_all": 0.625}
+    validated = [ROWS[3] | measured]
     (folder / store.TOP).write_bytes(store.parquet(validated, store.validated_schema(LAYERS)))
     write_baselines(folder)
     for name, value in ((store.RUN, ABOUT), (store.BEST, BEST)):
@@ -129,6 +132,7 @@ def as_folder(name: str) -> Callable[[Path], None]:
 
 
 LACKS = object()
+NEW = ("objective", "budget_exact", "search_tmax")  # arguments that runs did not have once
 
 
 def edited(name: str, value: dict, path: str, new) -> Callable[[Path], None]:
@@ -181,13 +185,34 @@ def retyped(name: str, kind: pa.DataType) -> Callable[[Path], None]:
     return table(lambda read: read.set_column(read.column_names.index(name), name, read[name].cast(kind)))
 
 
-def older(folder: Path) -> None:
-    """Makes it a run from before there was a cost model, and layer-forwards were counted."""
-    edited(store.RUN, ABOUT, "cost", LACKS)(folder)
-    edited(store.RUN, json.loads((folder / store.RUN).read_text()), "arguments.objective", LACKS)(folder)
-    gone(store.BASELINES)(folder)
+def without(folder: Path, names: tuple[str, ...]) -> None:
+    """Takes columns away that older runs lack."""
     for path in (folder / "episodes" / "part-1.parquet", folder / store.TOP):
-        pq.write_table(pq.read_table(path).drop_columns([*store.COSTS, *store.FORWARDS]), path)
+        read = pq.read_table(path)
+        pq.write_table(read.drop_columns([name for name in names if name in read.column_names]), path)
+
+
+def before_layer_forwards(folder: Path) -> None:
+    """Makes it a run from before layer-forwards were counted."""
+    without(folder, store.FORWARDS)
+
+
+def before_the_budget(folder: Path) -> None:
+    """Makes it a run from before there was a budget of exact multiplications."""
+    before_layer_forwards(folder)
+    without(folder, store.BUDGET)
+    arguments = {name: value for name, value in ABOUT["arguments"].items() if name not in NEW}
+    (folder / store.RUN).write_bytes(as_json(ABOUT | {"arguments": arguments}))
+
+
+def older(folder: Path) -> None:
+    """Makes it a run from before there was a cost model."""
+    before_the_budget(folder)
+    without(folder, store.COSTS)
+    about = json.loads((folder / store.RUN).read_text())
+    del about["cost"]
+    (folder / store.RUN).write_bytes(as_json(about))
+    gone(store.BASELINES)(folder)
 
 
 again = part(lambda rows: rows, "part-2.parquet")
@@ -221,7 +246,8 @@ CASES = [
             ("selection.episode_id", "ppo-seed0-99"), ("selection.episode_id", "ppo-seed0-2"), ("model", 5),
             ("model", "alexnet"), ("dataset", "cifar10"), ("layers", {}), ("layers", LACKS), ("layers.conv1", 4),
             ("layers.conv1.t1_code", 4.5), ("layers.conv1.t1_code", 256), ("layers.conv1.t1_code", -1),
-            ("layers.conv1.v2_code", 9), ("layers.conv9", {}),
+            ("layers.conv1.v2_code", 9), ("layers.conv9", {}), ("metrics.cost", 3),
+            ("metrics.cost.relative_energy", "much"), ("metrics.cost.table", None),
         )
     ),
     *(
@@ -297,11 +323,19 @@ CASES = [
                        {"relative_energy": float("nan")}, {"fire2_limit": None})
     ),
     Case("a part: some of the costs", table(lambda read: read.drop_columns(["relative_energy"])), PART, PART),
+    Case("a part: without the share of all that is exact", table(lambda read: read.drop_columns(["mac_exact_all"])),
+         PART, PART),
     Case("no rows", gone("episodes/part-1.parquet"), NOT_FINISHED, DAMAGED),
     Case("no episodes", lambda folder: shutil.rmtree(folder / "episodes"), NOT_FINISHED, DAMAGED),
     # What does no harm.
     Case("nothing", lambda folder: None, None, None),
     Case("an older run", older, None, None),
+    Case("a run from before layer-forwards", before_layer_forwards, None, None),
+    Case("a run from before layer-forwards that was resumed",
+         lambda folder: (before_layer_forwards(folder), again(folder)), None, None),
+    Case("a run from before the budget", before_the_budget, None, None),
+    Case("a run from before the budget that was resumed", lambda folder: (before_the_budget(folder), again(folder)),
+         None, None),
     Case("an older run that was resumed", lambda folder: (older(folder), again(folder)), None, None),
     Case("an option that the run did not have", edited(store.RUN, ABOUT, "arguments.top", LACKS), None, None),
     Case("an option that is nothing", edited(store.RUN, ABOUT, "arguments.top", None), None, NO_RUN),
@@ -391,3 +425,39 @@ def test_a_student_in_the_folder_is_no_search_state(whole, tmp_path):
     folder = shutil.copytree(whole, tmp_path / "r")
     (folder / store.STUDENT_ARRAYS).write_bytes(safetensors.torch.save({"conv/weight": torch.zeros(2)}))
     assert inspection.faults(Folder(folder), inspection.run_json(Folder(folder))) == {}
+
+
+def test_a_searched_tmax_may_be_any_that_its_codes_are_valid_under():
+    about = ABOUT | {"arguments": ABOUT["arguments"] | {"search_tmax": True}}
+    columns = store.schema(LAYERS)
+
+    def check(**cells) -> None:
+        inspection.check_rows(pa.Table.from_pylist([ROWS[0] | cells], schema=columns), about)
+
+    check(conv1_tmax=4)
+    check(conv1_v2=200, conv1_tmax=255)
+    for cells in ({"conv1_tmax": 3}, {"conv1_v2": 36}, {"fire2_tmax": 256}):
+        with pytest.raises(ValueError, match="do not satisfy 1 <= t1 < v1 < t2 < v2 <= tmax <= 255"):
+            check(**cells)
+
+
+def test_a_front_is_the_run_s(tmp_path):
+    folder, about = Folder(tmp_path), ABOUT | {"arguments": ABOUT["arguments"] | {"objective": "pareto"}}
+    columns = store.pareto_schema(LAYERS)
+    point = dict.fromkeys(columns.names, 0.5) | ROWS[0] | {"chosen": True, "energy_table": "Horowitz 45 nm"}
+    inspection.check_front(folder, ABOUT)  # another objective has none
+    with pytest.raises(ValueError, match=r"^pareto\.parquet: "):
+        inspection.check_front(folder, about)
+
+    def check(**cells) -> None:
+        made = {name: (point | cells)[name] for name in columns.names}
+        folder.write(store.PARETO, store.parquet([made], columns))
+        inspection.check_front(folder, about)
+
+    check()
+    for cells in ({"run": "s"}, {"chosen": None}, {"conv1_tmax": None}, {"return": float("nan")}):
+        with pytest.raises(ValueError, match=r"^pareto\.parquet: "):
+            check(**cells)
+    folder.write(store.PARETO, b"PAR1")
+    with pytest.raises(ValueError, match=r"^pareto\.parquet: "):
+        inspection.check_front(folder, about)

@@ -122,7 +122,7 @@ def test_a_run_with_every_option_goes_on_as_it_was_begun(tmp_path):
         "--run-name r --rungs 8,16 --episodes 6 --seeds 3,1 --lr 0.01 --iteration-episodes 4 --accuracy soft --top 2 "
         "--kd-temperature 3 --kd-weight 0.5 --at-weight 0 --tmax-percentile 80 --tmax-offset -2 --max-acc-drop 1.5 "
         "--engine portable --gpus-per-runner 0 --cost jouppi-7nm --envs-per-runner 2 --num-env-runners 1 "
-        "--sites all --sensitivity"
+        "--sites all --sensitivity --search-tmax --objective return --budget-exact 0.5"
     )
     made = prepare(tmp_path, options)
     _begin(made, job.describe(made))
@@ -140,6 +140,39 @@ def test_a_run_from_before_there_were_sites_has_the_standard_ones(tmp_path):
     again = job.prepare(config.parse(["--resume", "r", "--results", str(tmp_path)]))
     assert (again.settings.sites, again.settings.sensitivity) == ("standard", False)
     assert again.problem.network.layers == made.problem.network.layers
+
+
+def test_a_run_from_before_there_was_a_budget_has_none_and_goes_on(tmp_path):
+    made = prepare(tmp_path, "--search-images 8 --run-name r")
+    described = job.describe(made)
+    for name in ("objective", "budget_exact", "search_tmax"):
+        del described["arguments"][name]
+    _begin(made, described)
+    again = job.prepare(config.parse(["--resume", "r", "--results", str(tmp_path)]))
+    assert (again.settings.objective, again.settings.budget_exact, again.settings.search_tmax) == (
+        "return",
+        None,
+        False,
+    )
+
+
+def test_a_searched_tmax_starts_at_the_calibrated_one(tmp_path):
+    fixed, free = (prepare(tmp_path, f"--search-images 8 {more}") for more in ("", "--search-tmax"))
+    assert (fixed.problem.calibration.search_tmax, free.problem.calibration.search_tmax) == (False, True)
+    assert free.problem.calibration.tmax == fixed.problem.calibration.tmax
+    assert job.describe(free)["layers"] == job.describe(fixed)["layers"]
+
+
+def test_a_budget_that_no_configuration_can_keep_is_refused_before_anything_starts(tmp_path):
+    """The nine layers of the shipped SqueezeNet feed 14.0 % of all multiplications."""
+    with pytest.raises(InputError) as raised:
+        prepare(tmp_path, "--search-images 8 --budget-exact 0.5")
+    (text,) = raised.value.problems
+    assert text.startswith("--budget-exact 0.5: the layers feed ") and "or take --sites all" in text
+    assert prepare(tmp_path, "--search-images 8 --budget-exact 0.9").settings.budget_exact == 0.9
+    assert prepare(tmp_path, "--search-images 8 --budget-exact 0.5 --sites all").settings.budget_exact == 0.5
+    with pytest.raises(InputError, match=r"stay exact whatever is chosen: give more than 0\.05\d+$"):
+        prepare(tmp_path, "--search-images 8 --budget-exact 0.05 --sites all")
 
 
 def test_sites_are_those_of_the_run(tmp_path):
@@ -177,7 +210,7 @@ def test_a_teacher_of_other_images_is_noted(tmp_path, digits):
     for said, noted in (({}, False), ({"images": digits.digest}, False), ({"images": "another"}, True),
                         ({"images": "another", "dataset": "cifar10"}, False)):  # fmt: skip
         other = replace(made, teacher=replace(made.teacher, about=about | said))
-        assert (job.note_on_images(other) is not None) == noted
+        assert (job.note_on_images(other.teacher, other.dataset) is not None) == noted
 
 
 def test_calibrated_layers_are_joined_by_name(tmp_path, monkeypatch):

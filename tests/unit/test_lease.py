@@ -4,7 +4,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from dataclasses import replace
 
@@ -15,11 +14,27 @@ from search.results import lease, store
 from search.results.folder import Folder, as_json
 
 
+class Clock:
+    """What nothing but sleeping moves, in place of the module `time`; `meanwhile` happens during each sleep."""
+
+    def __init__(self):
+        self.now, self.meanwhile = 0.0, lambda seconds: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.meanwhile(seconds)
+
+
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(lease, "EXPIRES_SECONDS", 0.5)
-    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.05)
-    monkeypatch.setattr(lease, "POLL_SECONDS", 0.02)
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(lease, "time", made)
+    return made
 
 
 @pytest.fixture
@@ -39,47 +54,49 @@ def test_a_free_run_is_taken_and_given_back(folder):
     lease.release(folder, owner)
 
 
-def test_a_dead_process_of_this_machine_is_not_waited_for(folder, capsys):
+def test_a_dead_process_of_this_machine_is_not_waited_for(folder, clock, capsys):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     lease.beat(folder, replace(lease.me(), process=ended.pid))
-    begin = time.monotonic()
     owner = lease.take(folder)
-    assert time.monotonic() - begin < 0.4
+    assert clock.now == lease.SETTLE_SECONDS
     assert folder.read_json(lease.FILE)["token"] == owner.token
     assert capsys.readouterr().out == ""
 
 
-def test_a_silent_one_of_another_machine_is_waited_for(folder, capsys):
+def test_a_silent_one_of_another_machine_is_waited_for(folder, clock, capsys):
     lease.beat(folder, elsewhere())
-    begin = time.monotonic()
     lease.take(folder)
-    assert time.monotonic() - begin > 0.5
+    assert clock.now > lease.EXPIRES_SECONDS
     assert "on far: waiting" in capsys.readouterr().out
 
 
-def test_one_at_work_is_left_alone(folder):
-    other, over = elsewhere(), threading.Event()
+def test_one_at_work_is_left_alone(folder, clock):
+    other = elsewhere()
+    lease.beat(folder, other)
 
-    def work():
-        while not over.wait(0.1):
+    def work(seconds):
+        if clock.now == 10:
             lease.beat(folder, other)
 
-    lease.beat(folder, other)
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
-        with pytest.raises(InputError, match=r"is being written by process \d+ on far: wait for its end"):
-            lease.take(folder)
-    finally:
-        over.set()
-        worker.join()
+    clock.meanwhile = work
+    with pytest.raises(InputError, match=r"is being written by process \d+ on far: wait for its end"):
+        lease.take(folder)
+    assert clock.now == 10
     assert folder.read_json(lease.FILE)["token"] == other.token
 
 
-def test_of_two_that_go_on_with_a_run_one_stays(folder, monkeypatch):
+def test_of_two_that_go_on_with_a_run_one_stays(folder, clock, monkeypatch):
+    """Both have waited long enough before either says that it goes on, and both say so before either looks again."""
     lease.beat(folder, replace(lease.me(), machine="another"))
-    taken, refused = [], []
+    taken, refused, together, beat = [], [], threading.Barrier(2, timeout=60), lease.beat
+
+    def beat_together(*arguments):
+        together.wait()
+        beat(*arguments)
+        together.wait()
+
+    monkeypatch.setattr(lease, "beat", beat_together)
 
     def try_to_take():
         try:
@@ -96,28 +113,21 @@ def test_of_two_that_go_on_with_a_run_one_stays(folder, monkeypatch):
     assert folder.read_json(lease.FILE)["token"] == taken[0].token
 
 
-def test_of_two_that_begin_at_once_where_folders_are_not_made_one_stays(folder, monkeypatch):
+def test_of_two_that_begin_at_once_where_folders_are_not_made_one_stays(folder, clock):
     """An object store has no folders, so that nothing but the lease can tell."""
-    settle = lease.time.sleep
-
-    def another_comes(seconds):
-        lease.beat(folder, elsewhere())
-        settle(seconds)
-
-    monkeypatch.setattr(lease.time, "sleep", another_comes)
+    clock.meanwhile = lambda seconds: lease.beat(folder, elsewhere())
     with pytest.raises(InputError, match="has just gone on"):
         lease.take(folder)
 
 
-def test_a_living_process_of_another_person_is_not_dead(folder, monkeypatch):
+def test_a_living_process_of_another_person_is_not_dead(folder, clock, monkeypatch):
     def refuse(process, signal):
         raise PermissionError
 
     lease.beat(folder, lease.me())
     monkeypatch.setattr(lease.os, "kill", refuse)
-    begin = time.monotonic()
     lease.take(folder)
-    assert time.monotonic() - begin > 0.5
+    assert clock.now > lease.EXPIRES_SECONDS
 
 
 def test_renewing_does_not_take_back(folder):
@@ -164,10 +174,11 @@ def test_a_machine_without_proc_is_told_by_its_name_and_network_card(folder, mon
     assert folder.read_json(lease.FILE)["machine"] == first.machine
 
 
-def test_a_heart_beats_until_another_driver_has_the_run(folder):
+def test_a_heart_beats_until_another_driver_has_the_run(folder, clock):
     mine, other = lease.take(folder), elsewhere()
     heart = lease.Heart(folder, mine)
     before = folder.read_json(lease.FILE)["time"]
+    clock.sleep(1)
     heart.beat()
     heart.check()
     assert not heart.lost and folder.read_json(lease.FILE)["time"] > before

@@ -1,5 +1,7 @@
 """The books of a run, without Ray, files or a clock."""
 
+from dataclasses import replace
+
 import pytest
 
 from search.results import ledger, store
@@ -89,6 +91,15 @@ def test_restored_rows_count_as_written_and_have_no_rate(books):
     assert other.waiting == {}
 
 
+def test_a_row_of_an_older_run_took_all_layers(books):
+    rows = receive(books, message(0), message(1) | {"layer_forwards": 1})
+    assert books.progress().layer_forwards == len(LAYERS) + 1
+    older = [{name: value for name, value in row.items() if name not in store.FORWARDS} for row in rows]
+    other = ledger.Ledger(INFO, 3)
+    other.restore(older)
+    assert other.progress().layer_forwards == 2 * len(LAYERS)
+
+
 def test_a_higher_rung_begins_anew(books):
     receive(books, *(message(k, k, k / 10) for k in range(4)), now=1.0)
     books.receive(again(3, 64, 3, -0.3), 10.0)
@@ -113,3 +124,44 @@ def test_promoted_are_taken_from_their_rung_alone(books):
     rows = receive(books, *(message(k, k, k / 10) for k in range(8)), again(7, 64, 7, 0.0))
     kept, among = books.promoted(rows, 32, 64)
     assert (ids(kept), among) == ([f"random-seed0-{k}" for k in (7, 6, 5, 4)], 8)
+
+
+def of(share: float, **sent) -> dict:
+    """A message of a configuration of which this share stays exact."""
+    made = message(**sent)
+    made["outcome"]["mac_exact_all"] = share
+    return made
+
+
+def test_what_exceeds_the_budget_is_kept_as_a_row_and_is_never_among_the_best():
+    books = ledger.Ledger(replace(INFO, budget_exact=0.5), 3)
+    receive(books, of(0.6, episode=0, codes=1, value=0.9))
+    assert (books.top, books.progress().best_return, books.progress().configurations) == ([], None, 1)
+    rows = receive(books, of(0.5, episode=1, codes=2, value=0.3), of(0.51, episode=2, codes=3, value=0.8))
+    assert ids(books.top) == ["random-seed0-1"] and books.progress().best_return == 0.3
+    kept, among = books.promoted([*rows, *rows], 32, 64)
+    assert (ids(kept), among) == (["random-seed0-1"], 1)
+
+
+def test_a_rung_on_which_none_keeps_the_budget_leaves_no_best():
+    books = ledger.Ledger(replace(INFO, budget_exact=0.5), 3)
+    receive(books, of(0.4, episode=0, codes=1))
+    higher = again(0, 64, 1, 0.0)
+    higher["outcome"]["mac_exact_all"] = 0.6
+    receive(books, higher)
+    assert books.top == []
+
+
+def test_the_best_of_a_front_are_the_front_and_so_many_of_it_that_lie_far_apart():
+    books = ledger.Ledger(replace(INFO, front=True), 3)
+    values = [(0.9, 0.9), (0.88, 0.85), (0.5, 0.5), (0.4, 0.6), (0.1, 0.1)]
+    for k, (value, share) in enumerate(values):
+        receive(books, of(share, episode=k, codes=k, value=value))
+    assert ids(books.top) == [f"random-seed0-{k}" for k in (0, 2, 4)]
+    assert books.progress().best_return == 0.9
+    receive(books, of(0.2, episode=5, codes=5, value=0.6))  # the point in the middle is beaten, the crowded one comes
+    assert ids(books.top) == [f"random-seed0-{k}" for k in (0, 5, 4)]
+    rows = [row for row in books.top]
+    other = ledger.Ledger(replace(INFO, front=True), 3)
+    other.restore(rows[::-1])
+    assert ids(other.top) == ids(books.top)

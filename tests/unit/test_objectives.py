@@ -6,7 +6,7 @@ import pytest
 
 from approx_env.scoring.evaluator import Reward
 from search.config import Settings
-from search.objectives import OBJECTIVES, Score, excess, values
+from search.objectives import OBJECTIVES, Score, aim, excess, values
 
 
 def test_the_mission_s_return_is_the_default_and_both_objectives_make_it():
@@ -52,3 +52,11 @@ def test_dominance():
     assert Score((0.0, -1.0)).dominates(Score((1.0, 0.0), 0.01))
     assert Score((0.0, -1.0), 0.01).dominates(Score((1.0, 0.0), 0.02))
     assert Score((1.0,)).dominates(Score((0.5,))) and not Score((0.5,)).dominates(Score((1.0,)))
+
+
+def test_what_a_run_is_after_is_told_where_it_is_not_the_return_alone():
+    assert aim({}) == aim(vars(Settings())) == ""
+    assert aim(vars(Settings(objective="pareto"))) == ", pareto"
+    assert aim(vars(Settings(search_tmax=True, budget_exact=0))) == (
+        ", tmax searched, at most 0 of all multiplications exact"
+    )

@@ -16,38 +16,44 @@ from search.algorithms.ppo.policy import LAYER, CodeDistribution, CodePolicy
 
 TMAX = (15, 16, 35, 110, 255)
 START = [tap.quintile(tmax) for tmax in TMAX]
-SPACES = {
-    "observation_space": gym.spaces.Box(0.0, 1.0, (4,), np.float32),
-    "action_space": gym.spaces.MultiDiscrete([256] * 4),
-}
+WITH_TMAX = [(*codes, tmax) for codes, tmax in zip(START, TMAX, strict=True)]
 
 
-def build(seed: int = 0, shake: float = 0.0) -> CodePolicy:
+def build(seed: int = 0, shake: float = 0.0, start: list[tuple] = START) -> CodePolicy:
     """A fresh policy; `shake` is the size of the noise that is put onto its weights, as after much training."""
     torch.manual_seed(seed)
     numbers = torch.rand((len(TMAX), 3), generator=torch.Generator().manual_seed(7))
     depth = torch.arange(len(TMAX)) / (len(TMAX) - 1)
     config = {
         "tmax": list(TMAX),
-        "start": [list(codes) for codes in START],
+        "start": [list(codes) for codes in start],
         "observations": torch.cat([depth[:, None], numbers], 1).tolist(),
         "hidden": 32,
     }
-    module = RLModuleSpec(module_class=CodePolicy, model_config=config, **SPACES).build()
+    spaces = {
+        "observation_space": gym.spaces.Box(0.0, 1.0, (4,), np.float32),
+        "action_space": gym.spaces.MultiDiscrete([256] * len(start[0])),
+    }
+    module = RLModuleSpec(module_class=CodePolicy, model_config=config, **spaces).build()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += shake * torch.randn(parameter.shape)
     return module
 
 
+@pytest.fixture(params=[START, WITH_TMAX], ids=["codes", "codes and tmax"])
+def start(request) -> list[tuple]:
+    return request.param
+
+
 @pytest.fixture(params=[0.0, 0.3, 3.0], ids=["fresh", "trained", "wild"])
-def policy(request) -> CodePolicy:
-    return build(shake=request.param)
+def policy(request, start) -> CodePolicy:
+    return build(shake=request.param, start=start)
 
 
-def numbers(episodes: int, seed: int = 0) -> torch.Tensor:
-    """What episodes are drawn with: `(layers, episodes, 4)`."""
-    return torch.rand((len(TMAX), episodes, 4), generator=torch.Generator().manual_seed(seed))
+def numbers(episodes: int, seed: int = 0, draws: int = 4) -> torch.Tensor:
+    """What episodes are drawn with: `(layers, episodes, draws)`."""
+    return torch.rand((len(TMAX), episodes, draws), generator=torch.Generator().manual_seed(seed))
 
 
 def learn_from(policy: CodePolicy, drawn: dict) -> dict[str, torch.Tensor]:
@@ -78,14 +84,14 @@ def invalid(actions: torch.Tensor) -> list[str]:
 
 
 def test_the_actions_of_500_drawn_episodes_are_valid_for_their_layers(policy):
-    drawn = policy.draw(numbers(500))
-    assert drawn[Columns.ACTIONS].shape == (len(TMAX), 500, 4)
+    drawn = policy.draw(numbers(500, draws=policy.draws))
+    assert drawn[Columns.ACTIONS].shape == (len(TMAX), 500, policy.draws)
     assert drawn[LAYER].tolist() == [[layer] * 500 for layer in range(len(TMAX))]
     assert invalid(drawn[Columns.ACTIONS]) == []
 
 
 def test_the_probability_ratio_is_exactly_1_on_unchanged_weights(policy):
-    drawn = policy.draw(numbers(400))
+    drawn = policy.draw(numbers(400, draws=policy.draws))
     batch = learn_from(policy, drawn)
     again = distribution(policy, batch).logp(batch[Columns.ACTIONS])
     assert torch.equal(again, batch[Columns.ACTION_LOGP])
@@ -94,7 +100,7 @@ def test_the_probability_ratio_is_exactly_1_on_unchanged_weights(policy):
 
 def test_the_ratio_is_1_when_episodes_were_drawn_one_by_one_and_are_learnt_from_together(policy):
     """Other batch sizes round differently, by no more than float32 does."""
-    uniforms = numbers(10)
+    uniforms = numbers(10, draws=policy.draws)
     single = [policy.draw(uniforms[:, k : k + 1]) for k in range(10)]
     batch = learn_from(policy, {name: torch.cat([one[name] for one in single], 1) for name in single[0]})
     batch[Columns.ACTIONS] = batch[Columns.ACTIONS].to(torch.int32)
@@ -102,11 +108,25 @@ def test_the_ratio_is_1_when_episodes_were_drawn_one_by_one_and_are_learnt_from_
     torch.testing.assert_close(now, batch[Columns.ACTION_LOGP], rtol=1e-4, atol=1e-4)
 
 
-def test_probabilities_sum_to_1_over_all_valid_quadruples(policy):
+@pytest.mark.parametrize("shake", [0.0, 0.3, 3.0])
+def test_probabilities_sum_to_1_over_all_valid_quadruples(shake):
+    policy = build(shake=shake)
     actions = torch.tensor(list(itertools.combinations(range(1, TMAX[0] + 1), 4)))  # ascending: (t1, v1, t2, v2)
     assert len(actions) == math.comb(15, 4) == 1365
     logp = distribution(policy, at(policy, 0, 1365) | {Columns.ACTIONS: actions}).logp(actions)
     assert logp.double().exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("shake", [0.0, 0.3, 3.0])
+def test_with_tmax_probabilities_sum_to_1_under_each_tmax_and_over_all_of_them(shake):
+    policy = build(shake=shake, start=WITH_TMAX)
+    quadruples = list(itertools.combinations(range(1, 13), 4))
+    actions = torch.tensor([(*codes, 12) for codes in quadruples])
+    seen = distribution(policy, at(policy, 0, len(actions)) | {Columns.ACTIONS: actions})
+    of_tmax = seen._log[0, 4]  # the same for all, for it is drawn first
+    assert of_tmax.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert (of_tmax.isfinite() & (of_tmax > -1e8)).nonzero().flatten().tolist() == list(range(4, 256))
+    assert (seen.logp(actions) - of_tmax[12]).double().exp().sum().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_what_is_drawn_follows_the_probabilities():
@@ -122,6 +142,16 @@ def test_what_is_drawn_follows_the_probabilities():
 def test_the_median_of_a_fresh_policy_is_the_start_configuration(seed):
     actions = build(seed).draw(torch.full((len(TMAX), 1, 4), 0.5))[Columns.ACTIONS][:, 0]
     assert (actions - torch.tensor(START)).abs().max() <= 2
+
+
+def test_a_fresh_policy_draws_tmax_around_the_calibrated_one_and_the_others_keep_their_shares_of_it():
+    actions = build(start=WITH_TMAX).draw(numbers(1000, draws=5))[Columns.ACTIONS].double()
+    for place, tmax in enumerate(TMAX[:4]):
+        drawn = actions[place, :, 4]
+        assert drawn.median().item() == pytest.approx(tmax, abs=max(2, 0.03 * tmax))
+        assert drawn.std().item() == pytest.approx(max(0.005 * 251, 0.1 * tmax), rel=0.25)
+    shares = actions[3, :, 3] / actions[3, :, 4]
+    assert shares.median().item() == pytest.approx(0.8, abs=0.03)
 
 
 def test_an_episode_draws_with_its_own_numbers_alone():
@@ -147,14 +177,14 @@ def test_the_layer_is_what_the_batch_says_it_is():
 
 def test_the_ends_of_the_numbers_give_the_ends_of_the_interval(policy):
     for number in (0.0, 1 - 2**-24):
-        assert invalid(policy.draw(torch.full((len(TMAX), 2, 4), number))[Columns.ACTIONS]) == []
+        assert invalid(policy.draw(torch.full((len(TMAX), 2, policy.draws), number))[Columns.ACTIONS]) == []
 
 
-def test_entropy_and_divergence(policy):
-    batch = learn_from(policy, policy.draw(numbers(100)))
-    here, other = distribution(policy, batch), distribution(build(seed=1), batch)
+def test_entropy_and_divergence(policy, start):
+    batch = learn_from(policy, policy.draw(numbers(100, draws=policy.draws)))
+    here, other = distribution(policy, batch), distribution(build(seed=1, start=start), batch)
     assert here.entropy().shape == here.kl(other).shape == (500,)
-    assert (here.entropy() >= 0).all() and (here.entropy() <= 4 * math.log(256)).all()
+    assert (here.entropy() >= 0).all() and (here.entropy() <= policy.draws * math.log(256)).all()
     assert torch.equal(here.kl(here), torch.zeros(500))
     assert (here.kl(other) >= -1e-5).all() and torch.isfinite(here.kl(other)).all()
 
@@ -170,7 +200,7 @@ def test_entropy_of_a_known_distribution():
 
 
 def test_gradients_are_finite_and_reach_every_weight(policy):
-    batch = learn_from(policy, policy.draw(numbers(40)))
+    batch = learn_from(policy, policy.draw(numbers(40, draws=policy.draws)))
     seen = distribution(policy, batch)
     values = policy.compute_values(batch)
     assert values.shape == (200,)
@@ -204,8 +234,9 @@ def test_the_distribution_does_not_draw_by_itself():
             draw()
 
 
-def test_a_policy_can_be_stored_and_goes_on_the_same():
-    policy, copy = build(seed=1, shake=0.3), build(seed=2)
+def test_a_policy_can_be_stored_and_goes_on_the_same(start):
+    policy, copy = build(seed=1, shake=0.3, start=start), build(seed=2, start=start)
     copy.set_state(policy.get_state())
-    first, second = (module.draw(numbers(20))[Columns.ACTION_LOGP] for module in (policy, copy))
+    drawn = numbers(20, draws=policy.draws)
+    first, second = (module.draw(drawn)[Columns.ACTION_LOGP] for module in (policy, copy))
     assert torch.equal(first, second)

@@ -71,5 +71,10 @@ def test_lockstep_is_each_configuration_alone(small, name):
         alone = runner.advance(runner.advance(start, codes, 200), second, 120)
         assert torch.equal(runner.codes(alone), runner.codes(together).chunk(3)[k])
         assert torch.equal(alone.energy, together.energy.chunk(3)[k])
+    own = [(*codes, tmax) for codes, tmax in zip(first, (160, 255, 90), strict=True)]
+    together = runner.advance(runner.advance(start, own), [(*second, 80), (*second, 40), (*second, 255)])
+    for k, (codes, tmax) in enumerate(zip(own, (80, 40, 255), strict=True)):
+        alone = runner.advance(runner.advance(start, codes[:4], codes[4]), second, tmax)
+        assert torch.equal(runner.codes(alone), runner.codes(together).chunk(3)[k])
     with pytest.raises(ValueError, match="^3 configurations are in lockstep, and codes for 2 came$"):
         runner.advance(together, [second] * 2, 120)

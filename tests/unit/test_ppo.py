@@ -10,10 +10,13 @@ import pytest
 import ray
 import torch
 from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from search.algorithms.ppo import episodes, learner
 from search.algorithms.ppo.policy import LAYER
-from search.workers.runners import ScoringFailed
+from search.results import sink
+from search.stages.trainable import FAILURE
+from search.workers.losses import ScoringFailed
 
 
 @pytest.mark.parametrize("runners", [1, 2, 3, 8, 64])
@@ -58,7 +61,7 @@ class Env:
 class Policy:
     """Draws actions that are 256 times the numbers."""
 
-    limits = (255, 255)
+    limits, draws = (255, 255), 4
 
     def draw(self, uniforms):
         layers = torch.arange(2)[:, None].expand(uniforms.shape[:2])
@@ -182,3 +185,90 @@ def test_env_runners_that_can_never_come_back_are_given_up(impatient):
     group.foreach_actor = lambda *arguments, **keywords: [dead, dead]
     with pytest.raises(ScoringFailed, match="every env runner is dead"):
         search_over(group, restores=False)._sample_remotely(32, "weights")
+
+
+def played(rewards: list[float], **info) -> SingleAgentEpisode:
+    """An episode with these rewards, whose last info is an outcome."""
+    episode = SingleAgentEpisode()
+    episode.add_env_reset(np.zeros(1), {})
+    for step, reward in enumerate(rewards, 1):
+        last = step == len(rewards)
+        episode.add_env_step(np.zeros(1), 0, reward, {"return": sum(rewards)} | info if last else {}, terminated=last)
+    made = episode.to_numpy()
+    made.rewards.data.setflags(write=False)  # as it comes from Ray's object store
+    return made
+
+
+def test_episodes_that_exceed_the_budget_have_less_return_than_those_that_keep_it():
+    sampled = [played([-0.25, 1.0], mac_exact_all=0.5), played([-0.5, 0.75], mac_exact_all=0.25),
+               played([-0.5, 1.5], mac_exact_all=0.625), played([0.0, 2.0], mac_exact_all=1.0)]  # fmt: skip
+    learner.keep_budget(sampled, 0.5)
+    assert [episode.get_rewards().tolist() for episode in sampled[:2]] == [[-0.25, 1.0], [-0.5, 0.75]]
+    assert [episode.get_return() for episode in sampled] == [0.75, 0.25, 0.25 - 0.125, 0.25 - 0.5]
+    assert [episode.get_rewards(0) for episode in sampled[2:]] == [-0.5, 0.0]  # of the other steps
+
+
+def test_without_a_budget_rewards_stay_as_they_are():
+    sampled = [played([-0.25, 1.0], mac_exact_all=0.5)]
+    learner.keep_budget(sampled, None)
+    assert sampled[0].get_rewards().tolist() == [-0.25, 1.0]
+
+
+class Starts:
+    """A sink that counts env runners that start, and refuses the third."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.reasons = 0, {}
+        self.starting, self.refuse, self.refused = (
+            SimpleNamespace(remote=method) for method in (self._starting, self.reasons.__setitem__, self.reasons.get)
+        )
+        monkeypatch.setattr(sink, "find", lambda run: self)
+        monkeypatch.setattr(ray, "get", lambda answer: answer)
+
+    def _starting(self, trial: str, count: int) -> None:
+        assert (trial, count) == ("ppo-seed5", 2)
+        self.count += 1
+        if self.count > 2:
+            raise ScoringFailed("lost too often")
+
+
+def start(index: int) -> episodes.SearchEnvRunner:
+    config = SimpleNamespace(env_config={"run": "r"}, seed=5, num_env_runners=2)
+    return episodes.SearchEnvRunner(config=config, worker_index=index)
+
+
+def test_an_env_runner_that_starts_is_counted_and_may_be_refused(monkeypatch):
+    starts = Starts(monkeypatch)
+    monkeypatch.setattr(episodes.SingleAgentEnvRunner, "__init__", lambda self, **arguments: None)
+    for index in (0, 1, 0, 2, 0):  # 0 is in the search's own process
+        start(index)
+    with pytest.raises(ScoringFailed, match="lost too often"):
+        start(1)
+    assert str(starts.reasons["ppo-seed5"]) == "lost too often"
+
+
+def test_what_keeps_an_env_runner_from_starting_is_told(monkeypatch):
+    starts = Starts(monkeypatch)
+    monkeypatch.setattr(episodes.SingleAgentEnvRunner, "__init__", Mock(side_effect=ValueError("no such engine")))
+    with pytest.raises(ScoringFailed, match="ValueError: no such engine"):
+        start(0)
+    assert "no such engine" in str(starts.reasons["ppo-seed5"])
+
+
+def set_up(monkeypatch, reason: Exception | None) -> learner.TapPPO:
+    """A search whose set-up fails, as RLlib's does without an env runner."""
+    Starts(monkeypatch).reasons["ppo-seed5"] = reason
+    monkeypatch.setattr(learner.PPO, "setup", Mock(side_effect=IndexError("list index out of range")))
+    search = object.__new__(learner.TapPPO)
+    search.setup({"env_config": {"run": "r", "budget": 4}, "seed": 5})
+    return search
+
+
+def test_a_search_whose_env_runners_cannot_start_ends_with_the_reason(monkeypatch):
+    reason = ScoringFailed("lost too often")
+    assert set_up(monkeypatch, reason).step() == {"done": True, FAILURE: reason}
+
+
+def test_a_set_up_that_fails_otherwise_is_left_to_tune_which_tries_again(monkeypatch):
+    with pytest.raises(IndexError):
+        set_up(monkeypatch, None)

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import ray
 
-from approx_env.errors import InputError
+from approx_env.errors import Failure, InputError
 from search import job, run
 from search.config import Settings
 from search.results import lease, ledger, store
@@ -55,6 +56,15 @@ def test_nobody_waits_for_what_this_machine_will_never_have(monkeypatch):
     assert 1 <= run._on_cluster(Settings()).runners <= 16
     with pytest.raises(InputError, match="want a core and 1 GPUs each, and this machine has room for 0"):
         run._on_cluster(Settings(**GPU))
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(session.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(session.ray, "init", Mock(side_effect=Exception("The current node timed out during startup")))
+    told = r"Ray has not started \(The current node timed out.*start the command again"
+    with pytest.raises(Failure, match=told), session.session("local"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_head_without_cores_cannot_score(monkeypatch):
@@ -127,6 +137,13 @@ def test_how_many_are_kept_is_told_by_the_sink(tmp_path, monkeypatch, capsys):
     first, second = capsys.readouterr().out.splitlines()
     assert first == "2 finished configurations could not be written (OSError: full)"
     assert second == f"7 configurations scored (5 layer-forwards), all kept in {tmp_path}/episodes"
+
+
+def test_what_came_after_the_end_is_no_trouble(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+    progress = replace(ledger.Ledger(ledger.RunInfo("r", "m", "d", ("a",), (35,), 32), 1).progress(), waiting=2)
+    run._tell_count(Answers(flush=False, progress=progress), job_in(Folder(tmp_path), monkeypatch))
+    assert capsys.readouterr().out == f"0 configurations scored (0 layer-forwards), all kept in {tmp_path}/episodes\n"
 
 
 def test_without_the_sink_the_folder_tells(tmp_path, monkeypatch, capsys):

@@ -3,13 +3,15 @@
 import os
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 
 from approx_env.errors import InputError
-from search.workers import runners
-from search.workers.runners import Losses, Runners, ScoringFailed
+from search.workers import losses, runners, session
+from search.workers.losses import ScoringFailed
+from search.workers.runners import Runners
 
 RAY = {"num_cpus": 2, "object_store_memory": 2**27, "include_dashboard": False, "log_to_driver": False}
 
@@ -26,7 +28,7 @@ class Actor:
     """Stands in for `Runner`: the problem says how it begins, a configuration what becomes of it."""
 
     def __init__(self, shared: bytes):
-        self._folder = Path(runners.fetch(shared))
+        self._folder = Path(session.fetch(shared))
         if (self._folder / "broken").exists():
             raise ValueError("no such engine")
 
@@ -53,7 +55,7 @@ class Actor:
 def pool(ray_of_two_cores, tmp_path, monkeypatch):
     """Makes a pool of stand-ins, which tolerates one loss of each."""
     monkeypatch.setattr(runners, "Runner", Actor)
-    monkeypatch.setattr(runners, "LOSSES_TOLERATED", 1)
+    monkeypatch.setattr(losses, "LOSSES_TOLERATED", 1)
     return lambda count=1: closing(Runners(str(tmp_path), count))
 
 
@@ -68,6 +70,14 @@ def test_the_work_of_a_process_that_dies_is_done_by_another(pool):
     with pool(1) as scoring:
         assert list(scoring.evaluate(["a", "die once", "b"])) == ["a!", "die once!", "b!"]
         assert scoring.teacher_accuracy() == 0.5
+
+
+def test_without_processes_this_one_scores(pool, monkeypatch):
+    here = SimpleNamespace(evaluate=lambda configuration: f"{os.getpid()} {configuration}", teacher_accuracy=lambda: 1)
+    monkeypatch.setattr(runners, "Scorer", lambda problem: here)
+    with pool(0) as scoring:
+        assert list(scoring.evaluate(["a", "b"])) == [f"{os.getpid()} a", f"{os.getpid()} b"]
+        assert scoring.teacher_accuracy() == 1
 
 
 def test_a_process_that_always_dies_is_given_up(pool):
@@ -91,30 +101,3 @@ def test_an_exception_while_a_process_starts_is_said_and_is_not_tried_again(pool
     (tmp_path / "broken").touch()
     with pool(1) as scoring, pytest.raises(ScoringFailed, match="ValueError: no such engine"):
         list(scoring.evaluate(["a"]))
-
-
-def test_losses_in_a_row_are_counted_and_work_begins_the_count_anew(monkeypatch):
-    monkeypatch.setattr(runners, "LOSSES_TOLERATED", 2)
-    losses = Losses(2)
-    for _ in range(3):
-        for _ in range(4):
-            losses.lost()
-        losses.finished()
-    for _ in range(4):
-        losses.lost()
-    with pytest.raises(ScoringFailed, match="lost 5 times in a row.*out of memory"):
-        losses.lost("out of memory")
-
-
-def test_what_was_raised_is_told_from_what_was_lost():
-    def task_error(cause: Exception) -> ray.exceptions.RayTaskError:
-        return ray.exceptions.RayTaskError("evaluate", "Traceback: here", cause, "ray::Runner", 1, "::1")
-
-    assert runners.raised(ray.exceptions.ActorDiedError()) is None
-    assert runners.raised(ray.exceptions.OutOfMemoryError("killed")) is None
-    assert runners.raised(task_error(ray.exceptions.ActorDiedError())) is None  # the sink's process, say
-    assert "Traceback: here" in str(runners.raised(task_error(ValueError("codes"))))
-    assert "Traceback: here" in str(runners.raised(ray.exceptions.ActorDiedError(task_error(ValueError("codes")))))
-    bad = InputError("no such device")
-    assert runners.raised(ray.exceptions.ActorDiedError(task_error(bad))) is bad
-    assert "KeyError: 'a'" in str(runners.raised(KeyError("a")))

@@ -83,3 +83,55 @@ def test_a_configuration_is_promoted_once():
 )
 def test_choose(accuracies, drops, chosen):
     assert selection.choose(accuracies, drops, 2.0) == chosen
+
+
+# -- fronts
+
+
+def test_a_front_is_what_nothing_beats_in_both():
+    points = [(0.9, 0.5), (0.7, 0.6), (0.8, 0.3), (0.8, 0.4), (0.5, 0.1), (0.5, 0.1), (0.95, 0.9), (0.4, 0.1)]
+    assert selection.front(points) == [6, 0, 2, 4]
+    assert selection.front([]) == []
+    assert selection.front([(0.5, 0.5)] * 3) == [0]
+
+
+def test_of_a_crowded_front_what_lies_far_apart_is_kept_and_both_ends():
+    points = [(1.0, 1.0), (0.98, 0.9), (0.96, 0.88), (0.6, 0.5), (0.02, 0.3), (0.0, 0.0)]
+    assert selection.spread(points, 6) == selection.spread(points, 9) == list(range(6))
+    assert selection.spread(points, 4) == [0, 3, 4, 5]  # 1 and 2 are near to each other, and to the end
+    assert selection.spread(points, 3) == [0, 3, 5]
+    assert selection.spread(points, 2) == [0, 5]
+    assert selection.spread(points, 1) == [0]
+    assert selection.spread([], 3) == []
+
+
+def point(codes: tuple, value: float, share: float, seed: int = 0) -> dict:
+    return row(codes, value, seed) | {"mac_exact_all": share}
+
+
+def test_a_front_of_rows_has_each_configuration_and_each_point_once():
+    rows = [point((2,), 0.9, 0.5), point((2,), 0.9, 0.5, seed=1), point((1,), 0.9, 0.5), point((3,), 0.5, 0.2),
+            point((4,), 0.4, 0.3)]  # fmt: skip
+    assert [kept["codes"] for kept in selection.best_front(rows, identity)] == [(1,), (3,)]
+
+
+def test_promotion_by_fronts_takes_one_front_after_the_other():
+    rows = [point((k,), value, share) for k, (value, share) in enumerate(
+        [(0.9, 0.5), (0.5, 0.1), (0.8, 0.6), (0.6, 0.4), (0.4, 0.2), (0.1, 0.9)])]  # fmt: skip
+    ranked = [kept["codes"][0] for kept in selection.by_fronts(rows, 9, identity)]
+    assert ranked == [0, 3, 1, 2, 4, 5]
+    assert [kept["codes"][0] for kept in selection.by_fronts(rows, 2, identity)] == [0, 1]
+    kept, among = selection.promoted(rows, 64, 128, 1, identity, fronts=True)
+    assert ([one["codes"][0] for one in kept], among) == ([0, 3, 1], 6)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "drops", "shares", "chosen"),
+    [
+        ([0.90, 0.92, 0.91], [2.0, 0.5, 1.0], [0.3, 0.5, 0.4], (0, True)),  # the fewest of those within
+        ([0.80, 0.92, 0.91], [9.0, 0.5, 1.0], [0.1, 0.4, 0.4], (1, True)),  # of equals the more accurate one
+        ([0.80, 0.85, 0.85], [9.0, 4.0, 4.0], [0.1, 0.5, 0.4], (2, False)),  # none within
+    ],
+)
+def test_choose_few_exact_multiplications(accuracies, drops, shares, chosen):
+    assert selection.choose(accuracies, drops, 2.0, shares) == chosen

@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-from approx_env.adapt.simulation import Simulation, _Instead, _Requantise
+from approx_env import tap
+from approx_env.adapt.simulation import Simulation
+from approx_env.adapt.straight_through import Approximate, Convolve, Instead, Requantise
 
 
 def test_rounding_and_tap_pass_the_gradient(ramp):
@@ -24,27 +27,83 @@ def test_rounding_and_tap_pass_the_gradient(ramp):
 def test_cut_codes_pass_no_gradient():
     sums = torch.tensor([[-1.0, 0.0, 0.2, 100.0, 254.9, 255.0, 300.0]], requires_grad=True)
     scale = torch.full((7,), 1.0, requires_grad=True)
-    codes = _Requantise.apply(sums, scale)
+    codes = Requantise.apply(sums, scale)
     assert codes.tolist() == [[0, 0, 0, 100, 255, 255, 255]]
     codes.sum().backward()
     assert sums.grad.tolist() == [[0, 0, 1, 1, 1, 0, 0]]
     assert scale.grad.tolist() == pytest.approx([0, 0, 0.2, 100, 254.9, 0, 0])
 
 
-def test_requantisation_has_the_gradient_of_what_is_not_rounded():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["loops", "torch"])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 5), (6, 4)], ids=str)
+def test_requantisation_has_the_gradient_of_what_is_not_rounded(dtype, shape):
     generator = torch.Generator().manual_seed(0)
-    sums = (torch.randn(3, 4, 5, 5, generator=generator, dtype=torch.float64) * 200).requires_grad_()
-    scale = torch.rand(4, 1, 1, generator=generator, dtype=torch.float64).requires_grad_()
-    weight = torch.randn(3, 4, 5, 5, generator=generator, dtype=torch.float64)
-    found = torch.autograd.grad((_Requantise.apply(sums, scale) * weight).sum(), (sums, scale))
-    expected = torch.autograd.grad(((sums * scale).clamp(0, 255) * weight).sum(), (sums, scale))
+    sums = (torch.randn(shape, generator=generator).to(dtype) * 200).requires_grad_()
+    scale = torch.rand(4, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    found = torch.autograd.grad((Requantise.apply(sums, scale) * weight).sum(), (sums, scale))
+    across = scale.view(4, *[1] * (sums.dim() - 2))
+    expected = torch.autograd.grad(((sums * across).clamp(0, 255) * weight).sum(), (sums, scale))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["loops", "torch"])
+def test_codes_have_the_gradients_of_what_they_make(dtype):
+    """v1 and v2: sums over their segments. A threshold: what all outputs change by when it moves over its
+    neighbourhood, from two codes below to two above, a code of that distance."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (3, 4, 5, 5), generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(x.shape, generator=generator).to(dtype)
+    codes = torch.tensor([40.0, 60, 120, 150], dtype=dtype, requires_grad=True)
+
+    def total(**moved) -> float:
+        changed = dict(zip(("t1", "v1", "t2", "v2"), codes.detach().clone(), strict=True)) | moved
+        return (Approximate.apply(x.detach(), torch.stack(list(changed.values())), 200) * weight).sum().item()
+
+    of_x, of_codes = torch.autograd.grad((Approximate.apply(x, codes, 200) * weight).sum(), (x, codes))
+    assert torch.equal(of_x, weight)
+    t1, v1, t2, v2 = (code.detach() for code in codes)
+    expected = [
+        (total(t1=t1 + 2) - total(t1=t1 - 2)) / 4,
+        total(v1=v1 + 1) - total(),
+        (total(t2=t2 + 2) - total(t2=t2 - 2)) / 4,
+        total(v2=v2 + 1) - total(),
+    ]
+    assert of_codes.tolist() == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_convolutions_of_whole_numbers_have_torchs_gradients(bf16):
+    """In bf16 only what comes in is rounded, to 8 bits."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (2, 3, 8, 8), generator=generator).float().requires_grad_()
+    weight = torch.randint(-127, 128, (4, 3, 3, 3), generator=generator).float().requires_grad_()
+    bias = torch.zeros(4, requires_grad=True)
+    back = torch.randn((2, 4, 4, 4), generator=generator)
+    results = []
+    for made in (Convolve.apply(x, weight, bias, (2, 2), (1, 1), bf16), F.conv2d(x, weight, bias, 2, 1)):
+        results.append([made, *torch.autograd.grad(made, (x, weight, bias), back)])
+    assert torch.equal(results[0][0], results[1][0])
+    for one, other in zip(*results, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() <= (0.01 if bf16 else 1e-5) * other.norm()
+
+
+def test_moved_codes_stay_valid(ramp):
+    simulation = Simulation(ramp, {"ramp": ((5, 12, 20, 32), 40)}, learn_codes=True)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        with torch.no_grad():
+            simulation.codes[0] += 30 * torch.randn(4, generator=generator)
+        simulation.project()
+        ((codes, tmax),) = simulation.configuration().values()
+        tap.check(codes, tmax)
+
+
 def test_instead():
     x = torch.tensor([0.4, 2.6], requires_grad=True)
-    y = _Instead.apply(x, x.round())
+    y = Instead.apply(x, x.round())
     assert y.tolist() == [0, 3]
     (y * torch.tensor([2.0, 5.0])).sum().backward()
     assert x.grad.tolist() == [2, 5]

@@ -1,7 +1,8 @@
 """The writer of a run, driven without Ray."""
 
 import asyncio
-import time
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +12,19 @@ import pytest
 from search.results import lease, sink, store
 from search.results.folder import Folder
 from search.results.sink import Progress, RunInfo
+from search.workers.losses import LOSSES_TOLERATED, ScoringFailed
 
 LAYERS, TMAX = ("conv1", "fire2"), (35, 255)
 INFO = RunInfo("r", "squeezenet", "digits", LAYERS, TMAX, 32)
+HANGS_SECONDS = 120  # no machine is that slow
 
 
 def message(episode: int, codes: int = 0, value: float = 0.5, trial: str = "random-seed0") -> dict:
     """What a recorder sends: configuration number `codes`, with return `value`."""
     outcome = {name: 0.25 for name in ("accuracy", "soft_accuracy", "drop_points", "kd", "at")}
     outcome |= {"return": value, "shares": [0.25] * 4, "layer_shares": [[0.25] * 4] * 2}
-    outcome |= dict.fromkeys(("zero_natural", "covered", "relative_energy_sites", "relative_energy"), 0.5)
+    costs = ("zero_natural", "covered", "relative_energy_sites", "relative_energy", "mac_exact_all")
+    outcome |= dict.fromkeys(costs, 0.5)
     return {
         "trial": trial,
         "algorithm": "random",
@@ -41,8 +45,9 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def never_by_itself(monkeypatch):
-    """Nothing is written but by `flush()`, unless a test wants it."""
+    """Nothing is written but by `flush()`, unless a test wants it; and however slow the disk is, it is waited for."""
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 3600.0)
+    monkeypatch.setattr(sink, "PATIENCE_SECONDS", 3600.0)
 
 
 def drive(folder: Path, script, top: int = 3):
@@ -59,7 +64,22 @@ async def send(actor: sink._Sink, *messages: dict) -> None:
     answers = [asyncio.ensure_future(actor.add(message)) for message in messages]
     await asyncio.sleep(0)
     await actor.flush()
-    await asyncio.wait_for(asyncio.gather(*answers), 5)
+    await asyncio.wait_for(asyncio.gather(*answers), HANGS_SECONDS)
+
+
+async def received(actor: sink._Sink, *messages: dict) -> list[asyncio.Future]:
+    """Sends messages; returns when the sink has taken them, with the answers to come."""
+    answers = [asyncio.ensure_future(actor.add(message)) for message in messages]
+    await asyncio.sleep(0)
+    await actor.written([])  # waits for the same beginning as they, and in turn
+    return answers
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until something holds."""
+    async with asyncio.timeout(HANGS_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def ids(rows: list[dict]) -> list[str]:
@@ -76,19 +96,18 @@ def test_a_row_has_what_the_run_shares_and_what_the_episode_says(folder):
     assert set(row) == set(store.schema(LAYERS).names)
     assert (row["run"], row["model"], row["dataset"], row["search_images"]) == ("r", "squeezenet", "digits", 32)
     assert (row["trial"], row["episode_id"], row["episode"]) == ("random-seed0", "random-seed0-4", 4)
-    assert store.codes_of(row, LAYERS) == ((1, 2, 3, 7), (5, 6, 7, 8))
+    assert store.codes_of(row, LAYERS) == ((1, 2, 3, 7, 35), (5, 6, 7, 8, 255))
     assert (row["conv1_tmax"], row["fire2_tmax"], row["return"], row["mac_v1"]) == (35, 255, 0.75, 0.25)
     assert row["time"].timestamp() * 1000 == 1_700_000_000_004
 
 
 def test_add_answers_when_the_row_is_on_disk_and_not_before(folder):
     async def script(actor):
-        answer = asyncio.ensure_future(actor.add(message(0)))
-        await asyncio.sleep(0.05)
+        (answer,) = await received(actor, message(0))
         progress = await actor.progress()
         waiting = answer.done(), len(rows_in(folder)), progress.configurations, progress.finished
         await actor.flush()
-        await asyncio.wait_for(answer, 5)
+        await asyncio.wait_for(answer, HANGS_SECONDS)
         return waiting, len(rows_in(folder))
 
     assert drive(folder, script) == ((False, 0, 0, 1), 1)
@@ -96,7 +115,7 @@ def test_add_answers_when_the_row_is_on_disk_and_not_before(folder):
 
 def test_what_waits_is_written_regularly(folder, monkeypatch):
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
-    drive(folder, lambda actor: asyncio.wait_for(actor.add(message(0)), 5))
+    drive(folder, lambda actor: asyncio.wait_for(actor.add(message(0)), HANGS_SECONDS))
     assert len(rows_in(folder)) == 1
 
 
@@ -202,7 +221,7 @@ def test_what_cannot_be_written_waits_for_the_next_attempt_and_is_told(folder, m
         assert not await actor.flush()
         assert [answer.done() for answer in answers] == [False, False] and rows_in(folder) == []
         await send(actor, message(2))
-        await asyncio.wait_for(asyncio.gather(*answers), 5)
+        await asyncio.wait_for(asyncio.gather(*answers), HANGS_SECONDS)
         return during, await actor.progress()
 
     during, after = drive(folder, script)
@@ -228,7 +247,7 @@ def test_what_a_write_left_in_a_folder_that_went_away_is_removed_when_it_is_back
 def test_regular_writing_goes_on_after_a_failure(folder, monkeypatch):
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
     fail_to_write(monkeypatch, 2)
-    drive(folder, lambda actor: asyncio.wait_for(actor.add(message(0)), 5))
+    drive(folder, lambda actor: asyncio.wait_for(actor.add(message(0)), HANGS_SECONDS))
     assert [row["episode"] for row in rows_in(folder)] == [0]
 
 
@@ -239,7 +258,7 @@ def test_top_and_promoted_wait_until_storage_is_back(folder, monkeypatch):
     async def script(actor):
         asyncio.ensure_future(actor.add(message(0)))  # noqa: RUF006
         await asyncio.sleep(0)
-        return await asyncio.wait_for(actor.top(), 5), await actor.promoted(32, 64)
+        return await asyncio.wait_for(actor.top(), HANGS_SECONDS), await actor.promoted(32, 64)
 
     top, (promoted, among) = drive(folder, script)
     assert ids(top) == ids(promoted) == ["random-seed0-0"] and among == 1
@@ -274,7 +293,7 @@ def test_the_last_files_wait_for_storage_too(folder, monkeypatch):
         write(*arguments)
 
     monkeypatch.setattr(Folder, "write", fails)
-    drive(folder, lambda actor: asyncio.wait_for(actor.write({store.TOP: b"top", store.BEST: b"best"}), 5))
+    drive(folder, lambda actor: asyncio.wait_for(actor.write({store.TOP: b"top", store.BEST: b"best"}), HANGS_SECONDS))
     assert [(folder / name).read_bytes() for name in (store.TOP, store.BEST)] == [b"top", b"best"]
 
 
@@ -309,21 +328,19 @@ def test_a_part_that_was_stored_though_its_writing_failed_is_there_once(folder, 
         await asyncio.sleep(0)
         assert not await actor.flush()
         await send(actor, message(1))
-        await asyncio.wait_for(answer, 5)
+        await asyncio.wait_for(answer, HANGS_SECONDS)
 
     drive(folder, script)
     assert [row["episode"] for row in rows_in(folder)] == [0, 1]
 
 
-def test_a_sink_whose_run_another_driver_has_taken_writes_no_more(folder, monkeypatch):
-    monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
-
+def test_a_sink_whose_run_another_driver_has_taken_writes_no_more(folder):
     async def script():
         actor = sink._Sink(Folder(folder), INFO, b"", 3, lease.me())
         await send(actor, message(0))
+        await until((folder / lease.FILE).exists)  # it has said for the last time that it is alive
         lease.beat(Folder(folder), lease.me())
-        asyncio.ensure_future(actor.add(message(1)))  # noqa: RUF006
-        await asyncio.sleep(0.1)
+        _answer = await received(actor, message(1))
         assert not await actor.flush()
         return await actor.progress()
 
@@ -359,20 +376,25 @@ def test_what_a_sink_left_that_was_killed_while_it_wrote_is_removed(folder):
 
 def test_the_lease_is_kept_alive(folder, monkeypatch):
     monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
-    owner = lease.me()
+    owner, beat, beaten, read = lease.me(), lease.beat, [], threading.Event()
 
-    monkeypatch.setattr(store, "read_rows", lambda folder: time.sleep(0.3))  # it has much to read
+    def count(folder, owner):
+        beat(folder, owner)
+        beaten.append(folder.read_json(lease.FILE)["token"])
+
+    monkeypatch.setattr(lease, "beat", count)
+    monkeypatch.setattr(store, "read_rows", lambda folder: read.wait() and [])  # it has much to read
 
     async def script():
-        sink._Sink(Folder(folder), INFO, b"", 3, owner)
-        await asyncio.sleep(0.1)
-        before = Folder(folder).read_json(lease.FILE)
-        await asyncio.sleep(0.1)
-        return before, Folder(folder).read_json(lease.FILE)
+        actor = sink._Sink(Folder(folder), INFO, b"", 3, owner)
+        try:
+            await until(lambda: len(beaten) > 3)
+            assert not actor._ready.done()
+        finally:
+            read.set()
 
-    before, after = asyncio.run(script())
-    assert before["token"] == after["token"] == owner.token
-    assert after["time"] > before["time"] + 0.05
+    asyncio.run(script())
+    assert set(beaten) == {owner.token}
 
 
 def test_a_sink_that_wakes_up_after_another_driver_has_ended_writes_no_more(folder, monkeypatch):
@@ -384,8 +406,7 @@ def test_a_sink_that_wakes_up_after_another_driver_has_ended_writes_no_more(fold
         actor = sink._Sink(Folder(folder), INFO, b"", 3, owner)
         lease.beat(Folder(folder), other)
         lease.release(Folder(folder), other)
-        asyncio.ensure_future(actor.add(message(0)))  # noqa: RUF006
-        await asyncio.sleep(0.05)
+        _answer = await received(actor, message(0))
         return await actor.flush(), await actor.progress()
 
     written, progress = asyncio.run(script())
@@ -395,11 +416,10 @@ def test_a_sink_that_wakes_up_after_another_driver_has_ended_writes_no_more(fold
 
 def test_a_row_sent_again_while_it_waits_is_answered_when_it_is_on_disk(folder):
     async def script(actor):
-        answers = [asyncio.ensure_future(actor.add(message(0))) for _ in range(2)]
-        await asyncio.sleep(0.05)
+        answers = await received(actor, message(0), message(0))
         waiting = [answer.done() for answer in answers]
         await actor.flush()
-        await asyncio.wait_for(asyncio.gather(*answers), 5)
+        await asyncio.wait_for(asyncio.gather(*answers), HANGS_SECONDS)
         return waiting
 
     assert drive(folder, script) == [False, False]
@@ -414,7 +434,7 @@ def test_a_caller_that_gives_up_does_not_take_the_answer_from_the_others(folder)
         first.cancel()
         await asyncio.sleep(0)
         await actor.flush()
-        await asyncio.wait_for(second, 5)
+        await asyncio.wait_for(second, HANGS_SECONDS)
 
     drive(folder, script)
     assert len(rows_in(folder)) == 2
@@ -496,3 +516,38 @@ def test_the_problem_is_handed_out_as_it_came(folder):
 def test_names():
     assert sink.actor_name("a") != sink.actor_name("b")
     assert sink.trial_name("ppo", 3) == "ppo-seed3"
+
+
+def test_env_runners_that_start_again_and_again_are_refused(folder):
+    async def script(actor):
+        for _ in range(2 + 2 * LOSSES_TOLERATED):
+            await actor.starting("ppo-seed0", 2)
+            await actor.starting("ppo-seed1", 20)
+        with pytest.raises(ScoringFailed, match="lost 11 times in a row"):
+            await actor.starting("ppo-seed0", 2)
+        await actor.starting("ppo-seed1", 20)  # its own count
+
+    drive(folder, script)
+
+
+def test_a_row_shows_that_env_runners_can_work(folder):
+    async def script(actor):
+        for k in range(3):
+            for _ in range(LOSSES_TOLERATED):
+                await actor.starting("random-seed0", 1)
+            await send(actor, message(k))
+        for _ in range(LOSSES_TOLERATED):
+            await actor.starting("random-seed0", 1)
+        with pytest.raises(ScoringFailed):
+            await actor.starting("random-seed0", 1)
+
+    drive(folder, script)
+
+
+def test_why_env_runners_cannot_start_is_kept(folder):
+    async def script(actor):
+        await actor.refuse("ppo-seed0", ScoringFailed("no memory"))
+        return await actor.refused("ppo-seed0"), await actor.refused("ppo-seed1")
+
+    reason, none = drive(folder, script)
+    assert str(reason) == "no memory" and none is None

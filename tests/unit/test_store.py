@@ -28,6 +28,7 @@ OUTCOME = {
     "covered": 0.5,
     "relative_energy_sites": 0.375,
     "relative_energy": 0.6875,
+    "mac_exact_all": 0.7,
 }
 TIME = datetime.datetime(2026, 11, 22, 4, 30, tzinfo=datetime.UTC)
 
@@ -80,16 +81,17 @@ def test_the_schema_has_all_that_a_row_must_tell():
 
 def test_what_came_later_comes_last_so_that_older_columns_stay_where_they_were():
     columns = store.schema(LAYERS)
-    assert columns.names[-5:] == [*store.COSTS, *store.FORWARDS]
-    assert store.without(columns, store.FORWARDS).names == columns.names[:-1]
-    assert store.without(columns, store.COSTS).names == columns.names[:-5] + columns.names[-1:]
+    later = ["mac_exact_all", *store.FORWARDS]
+    assert columns.names[-6:] == [*store.COSTS, *later]
+    assert store.without(columns, store.COSTS).names == [*columns.names[:-6], *later]
     assert [make_row(0)[name] for name in store.COSTS] == [0.25, 0.125, 0.375, 0.6875]  # natural zeros of all: x 0.5
 
 
 def test_rows_of_before_and_after_the_cost_model_are_read_together(folder):
     """As an older run that was resumed leaves them."""
-    older = [{name: value for name, value in make_row(7).items() if name not in store.COSTS}]
-    data = store.parquet(older, store.without(store.schema(LAYERS), store.COSTS))
+    added = (*store.COSTS, *store.BUDGET, *store.FORWARDS)
+    older = [{name: value for name, value in make_row(7).items() if name not in added}]
+    data = store.parquet(older, store.without(store.schema(LAYERS), added))
     (folder / store.EPISODES / "part-0.parquet").write_bytes(data)
     rows = {row["episode"]: row for row in store.read_rows(Folder(folder))}
     assert rows[7] == older[0] and rows[4] == make_row(4)
@@ -99,9 +101,9 @@ def test_rows_of_before_and_after_the_cost_model_are_read_together(folder):
     assert pq.read_table(pa.BufferReader(top))["relative_energy"].to_pylist() == [None, 0.6875]
 
 
-def test_validated_rows_have_two_columns_more():
+def test_validated_rows_have_three_columns_more():
     more = set(store.validated_schema(LAYERS).names) - set(store.schema(LAYERS).names)
-    assert more == {"validation_accuracy", "validation_drop_points"}
+    assert more == {"validation_accuracy", "validation_drop_points", "validation_mac_exact_all"}
 
 
 def test_columns_of_a_configuration_by_hand():
@@ -110,11 +112,16 @@ def test_columns_of_a_configuration_by_hand():
                        "b_t1": 5, "b_v1": 6, "b_t2": 7, "b_v2": 8, "b_tmax": 16}  # fmt: skip
 
 
-def test_codes_of_a_row_are_its_configuration():
-    assert store.codes_of(make_row(0), LAYERS) == CODES
+def test_a_configuration_s_own_tmax_goes_before_the_layer_s():
+    columns = store.configuration_columns(("a", "b"), [(1, 2, 3, 4, 9), (5, 6, 7, 8, 255)], (15, 16))
+    assert (columns["a_tmax"], columns["a_v2"], columns["b_tmax"], len(columns)) == (9, 4, 255, 10)
 
 
-@pytest.mark.parametrize("codes", [CODES[:1], [(1, 2, 3)] * 2, [(1, 2, 3, 4, 5)] * 2])
+def test_codes_of_a_row_are_its_configuration_with_tmax():
+    assert store.codes_of(make_row(0), LAYERS) == ((7, 14, 21, 28, 35), (1, 2, 3, 4, 255))
+
+
+@pytest.mark.parametrize("codes", [CODES[:1], [(1, 2, 3)] * 2, [(1, 2, 3, 4, 5, 6)] * 2])
 def test_codes_that_do_not_fit_the_layers_are_refused(codes):
     with pytest.raises(ValueError):
         store.configuration_columns(LAYERS, codes, TMAX)

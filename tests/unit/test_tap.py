@@ -43,15 +43,40 @@ def test_codes_out_of_order_name_the_rule(codes):
 
 
 @pytest.mark.parametrize(
-    "codes", [(1, 2, 3), (1, 2, 3, 4, 5), (1.0, 2.0, 3.0, 4.0), (True, True, True, True), 7, "abcd"]
+    "codes", [(1, 2, 3), (1, 2, 3, 4, 5, 6), (1.0, 2.0, 3.0, 4.0), (True, True, True, True), 7, "abcd"]
 )
 def test_codes_must_be_four_integers(codes):
-    assert tap.problems(codes, 35) == [f"codes must be four integers (t1, v1, t2, v2), got {codes!r}"]
+    assert tap.problems(codes, 35) == [
+        f"codes must be four integers (t1, v1, t2, v2), or five with tmax, got {codes!r}"
+    ]
 
 
 @pytest.mark.parametrize("tmax", [3, 256])
 def test_tmax_must_leave_room_for_codes(tmax):
     assert tap.problems((1, 2, 3, 4), tmax) == [f"tmax must lie in 4..255, got {tmax}"]
+
+
+def test_a_fifth_code_is_tmax_in_place_of_the_layer_s():
+    assert tap.problems((1, 2, 3, 40, 40), 35) == tap.problems((1, 2, 3, 4, 255), 35) == []
+    assert tap.problems((1, 2, 3, 30, 29), 35) == [
+        "codes must satisfy 1 <= t1 < v1 < t2 < v2 <= tmax = 29, got t1=1 v1=2 t2=3 v2=30"
+    ]
+    assert tap.problems((1, 2, 3, 4, 256), 35) == ["tmax must lie in 4..255, got 256"]
+
+
+def test_codes_are_completed_by_tmax():
+    assert tap.complete([(1, 2, 3, 4), (5, 6, 7, 8)], 9).tolist() == [[1, 2, 3, 4, 9], [5, 6, 7, 8, 9]]
+    assert tap.complete([(1, 2, 3, 4, 5)], 9).tolist() == [[1, 2, 3, 4, 5]]
+    assert tap.complete(np.array([1, 2, 3, 4], np.uint8), 255).dtype == np.uint8
+
+
+def test_random_codes_with_tmax_are_uniform_over_all_quintuples():
+    drawn = np.array([tap.random_codes_with_tmax(np.random.default_rng(seed)) for seed in range(3000)])
+    assert not any(tap.problems(codes, 4) for codes in drawn)
+    # t1 and tmax + 1 are the least and the greatest of 5 different numbers in 1..256.
+    assert drawn[:, 0].mean() == pytest.approx(257 / 6, rel=0.05)
+    assert drawn[:, 4].mean() == pytest.approx(257 * 5 / 6 - 1, rel=0.02)
+    assert drawn[:, 4].max() == 255 and (drawn[:, 3] == drawn[:, 4]).any()
 
 
 def test_quintile():

@@ -10,7 +10,7 @@ from search import algorithms, config
 from search.results import store
 from search.stages import trainable
 from search.stages.trainable import FAILURE, AskTellSearch
-from search.workers.runners import ScoringFailed
+from search.workers.losses import ScoringFailed
 from tests.calibrated import calibrated
 
 CALIBRATION = calibrated(15, 35)

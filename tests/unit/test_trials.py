@@ -15,7 +15,7 @@ from search.config import Settings
 from search.results.sink import Progress
 from search.stages import trials
 from search.stages.trainable import FAILURE, AskTellSearch
-from search.workers.runners import ScoringFailed
+from search.workers.losses import ScoringFailed
 
 CALIBRATION = Calibration(tuple(Layer(name, None, 35, np.zeros(4, np.float32)) for name in ("conv1", "fire2")), 90, 10)
 DONE = Progress(0, {"hill-seed0": 8, "hill-seed1": 3}, 32, 0, None, 0.0, 0, None, False)
@@ -45,7 +45,7 @@ def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
         assert module.Options(**space["options"]) == module.Options(**start)
     else:
         assert (trainable, space.seed, space.num_env_runners) == (TapPPO, 3, 2)
-        assert space.env_config == {"run": "r", "budget": 8, "iteration_episodes": 8}
+        assert space.env_config == {"run": "r", "budget": 8, "budget_exact": 0.5, "iteration_episodes": 8}
 
 
 def test_ppo_s_settings_reach_rllib():
@@ -106,3 +106,17 @@ def test_a_driver_that_waits_ends_when_another_has_taken_its_run_over(monkeypatc
     with pytest.raises(KeyboardInterrupt):
         trials.patiently(handle, "an answer that never comes")
     assert capsys.readouterr().out == "another driver has taken this run over: this one ends\n"
+
+
+@pytest.mark.parametrize(("best", "said"), [(0.25, "0.2500"), (None, "none yet")])
+def test_the_live_line_tells_what_is_done_even_if_nothing_keeps_the_budget(monkeypatch, capsys, best, said):
+    progress = Progress(3, {}, 32, 3, best, 0.5, 0, None, False)
+    handle = SimpleNamespace(progress=SimpleNamespace(remote=lambda: progress))
+    monkeypatch.setattr(trials.ray, "get", lambda answer, timeout: answer)
+    monkeypatch.setattr(trials, "REFRESH_SECONDS", {True: 0.0, False: 0.0})
+    line = trials.LiveLine(handle, 8, 32)
+    ended = iter([False, True])
+    line._ended = SimpleNamespace(wait=lambda seconds: next(ended))
+    line.run()
+    told = f"3/8 episodes, 0.50 episodes/s, 10 s left, best return so far {said} on 32 images"
+    assert capsys.readouterr().out.splitlines() == [told]

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from approx_env.errors import InputError
 from approx_env.int8 import energy
 from approx_env.scoring import baselines
 from approx_env.scoring.calibration import Calibration, Layer
 from approx_env.scoring.evaluator import Score
+from search.config import Settings
 from search.results import inspection, store
 from search.results.folder import Folder
 from search.stages import validation
@@ -21,19 +23,26 @@ TOP = [ROWS[3], ROWS[2], ROWS[1]]
 CALIBRATED = (Layer(*each, np.zeros(4)) for each in zip(LAYERS, [np.ones(256, int)] * 2, TMAX, strict=True))
 CALIBRATION = Calibration(tuple(CALIBRATED), 90.0, 10)
 SHARES = np.array([0.4, 0.3, 0.1, 0.2])
-COSTS = {"drop_error_points": 0.5, "covered": 0.5, "relative_energy_sites": 0.25, "relative_energy": 0.625}
-SCORES = {4 + 3: (0.70, 20.0), 4 + 2: (0.88, 2.0), 4 + 1: (0.89, 1.0)}  # accuracy and drop by v2 of the first layer
+COSTS = {"drop_error_points": 0.5, "covered": 0.5, "relative_energy_sites": 0.25, "relative_energy": 0.625,
+         "mac_exact_all": 0.6}  # fmt: skip
+# Accuracy, drop, and share of exact multiplications, by v2 of the first layer.
+SCORES = {4 + 3: (0.70, 20.0, 0.55), 4 + 2: (0.88, 2.0, 0.6), 4 + 1: (0.89, 1.0, 0.65)}
+
+
+asked: list[tuple[str, int]] = []  # of runners: the split, and which configuration
 
 
 class Runners:
     def __init__(self, problem, count: int, gpus: float):
-        assert (len(problem.labels), count, gpus) == (5, 3, 0.0)
-        self.closed = False
+        assert (len(problem.labels), count, gpus) in ((5, 3, 0.0), (7, 2, 0.0), (7, 1, 0.0))
+        self.closed, self.split = False, {5: "validation", 7: "test"}[len(problem.labels)]
 
     def evaluate(self, configurations):
         for codes in configurations:
-            accuracy, drop = SCORES[codes[0][3]]
-            yield {"accuracy": accuracy, "drop_points": drop, "shares": SHARES} | COSTS
+            asked.append((self.split, codes[0][3]))
+            accuracy, drop, exact = SCORES[codes[0][3]]
+            drop += self.split == "test"
+            yield {"accuracy": accuracy, "drop_points": drop, "shares": SHARES} | COSTS | {"mac_exact_all": exact}
 
     def score(self, tables):
         assert not self.closed
@@ -72,17 +81,18 @@ class Evaluator:
 def finish(monkeypatch, tmp_path):
     """Ends a run with so high a drop allowed; gives best.json and the files that were written, in order."""
     Evaluator.asked = []
+    asked.clear()
     monkeypatch.setattr(validation, "Runners", Runners)
     monkeypatch.setattr(validation, "Evaluator", Evaluator)
     monkeypatch.setattr(validation, "patiently", lambda handle, answer: answer)
 
-    def run(max_acc_drop: float):
+    def run(max_acc_drop: float, **settings):
         files = {}
         handle = SimpleNamespace(
             top=SimpleNamespace(remote=lambda: TOP), write=SimpleNamespace(remote=lambda given: files.update(given))
         )
         job = SimpleNamespace(
-            settings=SimpleNamespace(max_acc_drop=max_acc_drop, runners=4, gpus=0.0),
+            settings=Settings(max_acc_drop=max_acc_drop, num_env_runners=4, **settings),
             name="r",
             problem=SimpleNamespace(
                 network=SimpleNamespace(model="squeezenet", layers=LAYERS),
@@ -128,6 +138,51 @@ def test_test_images_are_read_for_the_chosen_one_alone(finish):
     assert chosen == store.codes_of(ROWS[1], LAYERS)
     assert len(others) == 6  # the baselines, each once
     assert len({tuple(table.values.tobytes() for table in tables) for tables in others}) == 6
+
+
+def test_of_a_front_each_point_is_read_once_on_test_and_the_cheapest_within_the_drop_is_chosen(finish, capsys):
+    best, files = finish(2.0, objective="pareto")
+    assert list(files) == [store.TOP, store.BASELINES, store.PARETO, store.BEST]
+    assert best["selection"]["episode_id"] == "ppo-seed0-2" and best["selection"]["within_max_acc_drop"]
+    assert best["selection"]["rule"] == "fewest exact multiplications within a validation drop of 2 points"
+    assert Evaluator.asked[0] == store.codes_of(ROWS[2], LAYERS)
+    assert sorted(asked) == [("test", 5), ("test", 7), *(("validation", v2) for v2 in (5, 6, 7))]
+    points = pq.read_table(io.BytesIO(files[store.PARETO])).to_pylist()
+    names = ("episode_id", "chosen", "validation_drop_points", "test_drop_points", "validation_mac_exact_all")
+    assert [tuple(point[name] for name in names) for point in points] == [
+        ("ppo-seed0-1", False, 1.0, 2.0, 0.65), ("ppo-seed0-2", True, 2.0, 4.0, 0.6),
+        ("ppo-seed0-3", False, 20.0, 21.0, 0.55),
+    ]  # fmt: skip
+    assert (points[0]["return"], points[0]["conv1_v2"], points[0]["fire2_tmax"]) == (0.1, 5, 255)
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "scoring 3 configurations of the front on 7 test images" in said
+    assert "ppo-seed0-2 (chosen) 60.00 / 62.50 2.00 ± 0.98 4.00 ± 0.98 0.625" in said
+
+
+def test_what_is_beaten_on_validation_is_not_of_the_front(finish, monkeypatch):
+    monkeypatch.setitem(SCORES, 4 + 3, (0.70, 20.0, 0.65))
+    _, files = finish(2.0, objective="pareto")
+    ids = [point["episode_id"] for point in pq.read_table(io.BytesIO(files[store.PARETO])).to_pylist()]
+    assert ids == ["ppo-seed0-1", "ppo-seed0-2"]
+
+
+def test_what_exceeds_the_budget_on_validation_is_not_chosen(finish):
+    best, files = finish(2.0, budget_exact=0.6)
+    assert best["selection"]["episode_id"] == "ppo-seed0-2"  # the most accurate one exceeds it
+    assert best["selection"]["rule"].endswith("within a drop of 2 points, at most 0.6 of all multiplications exact")
+    rows = pq.read_table(io.BytesIO(files[store.TOP])).to_pylist()
+    assert [row["validation_mac_exact_all"] for row in rows] == [0.55, 0.6, 0.65]
+    _, files = finish(2.0, budget_exact=0.6, objective="pareto")
+    assert len(pq.read_table(io.BytesIO(files[store.PARETO]))) == 2
+
+
+@pytest.mark.parametrize("split", ["validation", "search"])
+def test_without_a_configuration_that_keeps_the_budget_nothing_is_chosen(finish, monkeypatch, split):
+    if split == "search":
+        monkeypatch.setattr("tests.unit.test_validation.TOP", [])
+    with pytest.raises(InputError, match=rf"^no configuration keeps --budget-exact 0\.5 on the {split} images, so"):
+        finish(2.0, budget_exact=0.5)
+    assert Evaluator.asked == []
 
 
 def test_codes_of_best_json_are_those_of_the_row_by_name(finish):

@@ -80,7 +80,7 @@ class VectorEngine(Engine):
         kernels.add(rows(a).reshape(-1), rows(b).reshape(-1), rows(y).reshape(-1))
         return y
 
-    def _tap(self, x, images, codes, tmax, weights, counts, attention):
+    def _tap(self, x, images, codes, weights, counts, attention):
         x = in_order(x)
         y = torch.empty((images * len(codes), *x.shape[1:]), dtype=x.dtype, memory_format=order(x))
         shape = (len(y), y[0, 0].numel()) if attention and x.dim() == 4 else (0, 0)
@@ -88,14 +88,13 @@ class VectorEngine(Engine):
         exact, approximated = rows(x), rows(y)
         vectors = not exact.shape[2] % simd.POOLED and exact.shape[2] <= simd.LONGEST
         run = kernels.approximate_avx2 if vectors else kernels.approximate
-        for k, four in enumerate(codes):
+        for k, five in enumerate(codes.astype(np.uint8)):
             part, source = slice(k * images, (k + 1) * images), k * images % len(x)
-            five = np.array([*four, tmax], np.uint8)
             run(exact[source : source + images], approximated[part], five, weights, counts[k], energy[part].numpy())
         return y, self._energy(y) if attention and x.dim() == 2 else energy if attention else None
 
-    def _tally(self, x: torch.Tensor, codes: np.ndarray, tmax: int, weights: np.ndarray, counts: np.ndarray) -> None:
-        for part, (_, v1, _, _), four in zip(np.split(rows(x), len(codes)), codes, counts, strict=True):
+    def _tally(self, x: torch.Tensor, codes: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> None:
+        for part, (_, v1, _, _, tmax), four in zip(np.split(rows(x), len(codes)), codes, counts, strict=True):
             kernels.tally(part, np.uint8(0), np.uint8(v1), np.uint8(tmax), weights, four)
 
     def _look_up(self, x: torch.Tensor, values: np.ndarray) -> torch.Tensor:

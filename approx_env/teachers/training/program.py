@@ -23,6 +23,7 @@ from approx_env.int8.network import Network
 from approx_env.options import option
 from approx_env.teachers import models, store
 from approx_env.teachers.journal import Journal
+from approx_env.teachers.precision import bf16_in_hardware
 from approx_env.teachers.training.loop import accuracy, begin_from, predictor, train, train_quantised
 from approx_env.teachers.training.recipe import Recipe
 
@@ -146,7 +147,9 @@ def _run(argv: list[str]) -> None:
     description = "Trains a float teacher, and writes it in float and in INT8."
     given = options.parse(Command, "python -m approx_env.training", description, argv, _contradictions)
     device = _device(given.device)
-    precision = given.precision if given.precision != "auto" else _precision(device)
+    precision = given.precision
+    if precision == "auto":
+        precision = "bf16" if bf16_in_hardware(device) else "float32"
     recipe = Recipe(**{entry.name: getattr(given, entry.name) for entry in fields(Recipe)} | {"precision": precision})
     dataset = data.load(given.dataset, given.data_dir)
     stem = Path(given.output) / f"{given.model}-{dataset.name.replace(':', '-')}"
@@ -225,9 +228,3 @@ def _device(asked: str) -> str:
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return asked
-
-
-def _precision(device: str) -> str:
-    """bf16 where the device multiplies it in hardware."""
-    hardware = torch.cuda.is_bf16_supported() if device == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if hardware else "float32"

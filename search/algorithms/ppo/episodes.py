@@ -16,13 +16,14 @@ import torch
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.env_runner import EnvRunner
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from approx_env.env import TapVectorEnv
 from approx_env.scoring.evaluator import Evaluator
 from search.algorithms.ppo.policy import CodePolicy
 from search.results import sink
-from search.workers.runners import raised
+from search.workers.losses import raised
 
 Weights = dict[str, Any] | ray.ObjectRef  # of the policy, as an env runner takes them
 
@@ -44,6 +45,25 @@ class SearchEnv(TapVectorEnv):
         # A policy hardly ever draws the same codes for the first layers twice: nothing is kept for that.
         evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=0)
         super().__init__(config.get("num_envs", 1), evaluator)
+
+
+class SearchEnvRunner(SingleAgentEnvRunner):
+    """Tells the sink that it starts, and what keeps it from starting.
+
+    Ray starts one that dies anew, however often, and RLlib waits for it. So the sink counts, and says when to give up.
+    """
+
+    def __init__(self, *, config, worker_index: int = 0, **more):
+        handle, trial = sink.find(config.env_config["run"]), sink.trial_name("ppo", config.seed)
+        try:
+            if worker_index:  # else it is no process of its own
+                ray.get(handle.starting.remote(trial, config.num_env_runners))
+            super().__init__(config=config, worker_index=worker_index, **more)
+        except Exception as error:
+            if (reason := raised(error)) is None:
+                raise
+            ray.get(handle.refuse.remote(trial, reason))
+            raise reason from error
 
 
 def attempt(runner: EnvRunner, weights: Weights, first: int, count: int) -> Part:
@@ -81,7 +101,7 @@ def run(runner: EnvRunner, weights: Weights, first: int, count: int) -> list[Sin
 
 def draw(policy: CodePolicy, seed: int, numbers: Sequence[int]) -> dict[str, np.ndarray]:
     """Draws the episodes with these numbers, each from a stream of its own; as `CodePolicy.draw` has them."""
-    shape = len(policy.limits), 4
+    shape = len(policy.limits), policy.draws
     uniforms = np.stack([np.random.default_rng([seed, number]).random(shape, np.float32) for number in numbers], 1)
     return {name: column.cpu().numpy() for name, column in policy.draw(torch.from_numpy(uniforms)).items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, repeat
 from typing import Any
@@ -31,9 +31,10 @@ from approx_env.scoring.calibration import Calibration
 from search.algorithms.ppo import Options, episodes
 from search.algorithms.ppo.episodes import Part
 from search.algorithms.ppo.policy import CodePolicy
+from search.objectives import OBJECTIVES, values
 from search.results import sink, store
 from search.stages import trainable
-from search.workers.runners import Losses, ScoringFailed, raised
+from search.workers.losses import Losses, ScoringFailed, raised
 
 EPOCHS = 8
 MINIBATCH_SHARE = 2  # a minibatch is this part of an iteration's steps
@@ -55,16 +56,25 @@ class TapPPO(PPO):
     iteration weights and Adam's moments go to the sink, from where a search that was cut off goes on.
     """
 
+    _refused: Exception | None = None  # why env runners cannot start
+
     @classmethod
     def default_resource_request(cls, config):
         return trainable.resources(config["num_env_runners"], config["num_gpus_per_env_runner"])
 
     def setup(self, config) -> None:
-        super().setup(config)
-        self._run, self._budget = self.config.env_config["run"], self.config.env_config["budget"]
-        self._trial = sink.trial_name("ppo", self.config.seed)
+        self._run, self._budget = config["env_config"]["run"], config["env_config"]["budget"]
+        self._trial = sink.trial_name("ppo", config["seed"])
         self._finished = 0
         handle = sink.find(self._run)
+        try:
+            super().setup(config)
+        except Exception:  # RLlib says no more than that an env runner does not answer
+            self._refused = ray.get(handle.refused.remote(self._trial))
+            if self._refused is None:
+                raise
+            self._set_up_metrics()  # Tune is still to be told
+            return
         stored = ray.get(handle.saved.remote(self._state_file))
         if stored is not None:
             state = safetensors.torch.load(stored)
@@ -79,6 +89,8 @@ class TapPPO(PPO):
 
     def step(self):
         try:
+            if self._refused:
+                raise self._refused
             result = super().step()
         except Exception as error:
             return trainable.ended_by(error)
@@ -90,6 +102,7 @@ class TapPPO(PPO):
             sampled = self._sample(min(wanted, self._budget - self._finished))
             if not sampled:  # all are done, and only the sink has not said so yet
                 return
+            keep_budget(sampled, self.config.env_config["budget_exact"])
             self._finished += len(sampled)
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             # RLlib shuffles minibatches with the global streams.
@@ -179,6 +192,17 @@ def _checked(part: Part) -> Part:
     return part
 
 
+def keep_budget(sampled: Sequence[SingleAgentEpisode], budget: float | None) -> None:
+    """Turns the last reward of episodes that exceed the budget, so that their returns become their `values`."""
+    objective = OBJECTIVES["return"]
+    scores = [objective.score(episode.get_infos(-1), budget) for episode in sampled]
+    for episode, score, value in zip(sampled, scores, values(scores), strict=True):
+        if score.excess:
+            rewards = episode.rewards.data.copy()  # an array from Ray's object store cannot be written
+            rewards[-1] += value - score.objectives[0]
+            episode.rewards.data = rewards
+
+
 def shares(first: int, wanted: int, runners: int, together: int) -> Iterator[tuple[int, int]]:
     """Cuts `wanted` episodes from number `first` on into chunks `(first, count)`, multiples of `together` but the last.
 
@@ -229,8 +253,8 @@ def configure(
     run: str,
     seed: Any,
     budget: int,
-    budget_exact: float | None,
     num_env_runners: int,
+    budget_exact: float | None = None,
     gpus: float = 0,
 ) -> PPOConfig:
     """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
@@ -248,8 +272,12 @@ def configure(
     steps = iteration * layers
     return (
         PPOConfig(algo_class=TapPPO)
-        .environment(episodes.SearchEnv, env_config={"run": run, "budget": budget, "iteration_episodes": iteration})
+        .environment(
+            episodes.SearchEnv,
+            env_config={"run": run, "budget": budget, "budget_exact": budget_exact, "iteration_episodes": iteration},
+        )
         .env_runners(
+            env_runner_cls=episodes.SearchEnvRunner,
             num_env_runners=num_env_runners,
             num_cpus_per_env_runner=1,
             num_gpus_per_env_runner=gpus,

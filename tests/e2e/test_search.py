@@ -18,16 +18,17 @@ from search.results import store
 from search.results.folder import Folder
 from tests import command
 from tests.command import EPISODES, PPO_ALEXNET, ROOT, SEARCH_IMAGES, Command, Run
-from tests.contract import broken
+from tests.e2e import broken
 
 ITERATION = 4  # episodes that PPO learns from at a time
-SQUEEZENET = "--layers squeezenet --num-env-runners 1 --algorithm "
+SQUEEZENET = "--layers squeezenet --algorithm "
+RUNNERS = {"ppo": 1, "random": 1, "hill": 0, "quintile": 0, "coordinate": 0}
 ARGUMENTS = {
-    "ppo": SQUEEZENET + f"ppo --episodes {EPISODES} --iteration-episodes {ITERATION}",
-    "random": SQUEEZENET + f"random --episodes {EPISODES}",
-    "hill": SQUEEZENET + f"hill --episodes {EPISODES}",
-    "quintile": SQUEEZENET + "quintile",
-    "coordinate": SQUEEZENET + f"coordinate --episodes {EPISODES}",
+    "ppo": SQUEEZENET + f"ppo --num-env-runners 1 --episodes {EPISODES} --iteration-episodes {ITERATION}",
+    "random": SQUEEZENET + f"random --num-env-runners 1 --episodes {EPISODES}",
+    "hill": SQUEEZENET + f"hill --num-env-runners 0 --episodes {EPISODES}",
+    "quintile": SQUEEZENET + "quintile --num-env-runners 0",
+    "coordinate": SQUEEZENET + f"coordinate --num-env-runners 0 --episodes {EPISODES}",
 }
 LAYERS = ("conv1", "fire2", "fire3", "fire4", "fire5", "fire6", "fire7", "fire8", "fire9")
 
@@ -184,7 +185,8 @@ def test_test_is_read_for_the_chosen_one_alone_and_told_as_it_is(run, problem):
 def test_run_json_says_how_to_repeat_the_run(run, algorithm):
     told = run.json("run.json")
     arguments = told["arguments"]
-    assert (arguments["algorithm"], arguments["search_images"], arguments["num_env_runners"]) == (algorithm, 32, 1)
+    assert (arguments["algorithm"], arguments["search_images"]) == (algorithm, 32)
+    assert arguments["num_env_runners"] == RUNNERS[algorithm]
     assert arguments["episodes"] == len(run.rows)
     assert told["seeds"] == [0]
     assert told["splits"] == {"train": 581, "calibration": 512, "search": 256, "validation": 192, "test": 256}
@@ -262,6 +264,17 @@ def test_an_exception_in_scoring_is_said_and_ray_s_logs_are_kept(algorithm):
     assert ended.processes == () and ended.temporary == ()
 
 
+@pytest.mark.slow
+def test_env_runners_that_die_while_they_start_are_given_up():
+    """As when memory is too small: Ray alone would start them a thousand times."""
+    arguments = f"{PPO_ALEXNET}1 --search-images {SEARCH_IMAGES}".split()
+    ended = Command(*arguments, environment=broken.ENVIRONMENT | {"TAPSEARCH_TEST_BUG": "die"}).finish()
+    assert ended.status == 1
+    assert "scoring processes were lost 6 times in a row" in ended.errors and "memory" in ended.errors
+    assert "Traceback" not in ended.errors and ended.errors.count("Ray's logs are kept in ") == 1
+    assert ended.processes == () and ended.temporary == ()
+
+
 def test_a_search_that_learns_goes_on_from_its_rows(tmp_path):
     whole = command.run(ARGUMENTS["hill"])
     shutil.copytree(whole.folder, tmp_path / "r")
@@ -271,7 +284,8 @@ def test_a_search_that_learns_goes_on_from_its_rows(tmp_path):
     for name in (folder / store.EPISODES).names():
         (folder / store.EPISODES).remove(name)
     (folder / store.EPISODES).write("part-1.parquet", store.parquet(rows, store.schema(LAYERS)))
-    resumed = Command("--resume", "r", results=tmp_path).finish()
+    place = ["--address", command.node(), "--num-env-runners", "0"]
+    resumed = Command("--resume", "r", *place, results=tmp_path).finish()
     assert resumed.status == 0, resumed.errors
     same_rows(whole, resumed)
 

@@ -101,6 +101,12 @@ def set_in(config: dict, place: str, value: object) -> None:
             "RAY_AUTH_MODE=token ray start --head --dashboard-host=0.0.0.0 --disable-usage-stats",
             "--dashboard-host 0.0.0.0",
         ),
+        (
+            "gcp.yaml",
+            "worker_start_ray_commands.1",
+            "RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379 --disable-usage-stats",
+            "worker_start_ray_commands: ray start must run with RAY_worker_niceness=0",
+        ),
         ("aws.yaml", "docker.image", "rayproject/ray:latest", "rayproject/ray:latest"),
         ("aws.yaml", "max_workers", None, "max_workers must say"),
         ("aws.yaml", "available_node_types.worker.max_workers", None, "worker.max_workers"),
@@ -122,6 +128,12 @@ def set_in(config: dict, place: str, value: object) -> None:
             "spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.env",
             [],
             "RAY_USAGE_STATS_ENABLED=0",
+        ),
+        (
+            "rayjob.yaml",
+            "spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0.env",
+            [{"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}],
+            "workerGroupSpecs[0]: the environment must have RAY_worker_niceness=0",
         ),
     ],
 )

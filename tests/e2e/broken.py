@@ -1,4 +1,7 @@
-"""An evaluator with a bug, in every worker of a search that is started with `ENVIRONMENT`."""
+"""A bug in every worker of a search that is started with `ENVIRONMENT`.
+
+`TAPSEARCH_TEST_BUG` says which: 'raise' in every evaluation, or 'die' where an environment of PPO's is made.
+"""
 
 import os
 from pathlib import Path
@@ -13,12 +16,14 @@ ENVIRONMENT = {
 
 
 def install() -> None:
-    """From now on every evaluation in this process raises, or ends the process."""
+    """From now on this process has the bug."""
+    from approx_env.env import TapVectorEnv
     from approx_env.scoring.evaluator import Evaluation
 
     def advance(self, codes):
-        if os.environ["TAPSEARCH_TEST_BUG"] == "die":
-            os._exit(1)
         raise ZeroDivisionError("a bug in the evaluator")
 
-    Evaluation.advance = advance
+    if os.environ["TAPSEARCH_TEST_BUG"] == "raise":
+        Evaluation.advance = advance
+    else:
+        TapVectorEnv.__init__ = lambda *arguments, **more: os._exit(1)

@@ -1,0 +1,1 @@
+"""Formats, each found by its file's name; see `approx_env.export`."""

@@ -1,0 +1,87 @@
+"""Codes for the layers of a network: from a best.json or a file like it, or by rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from approx_env.adapt import student
+from approx_env.adapt.simulation import Configuration
+from approx_env.errors import InputError
+from approx_env.scoring.calibration import Calibration
+from search.results import store
+from search.results.folder import Folder
+
+QUINTILE = "quintile"
+
+
+def quintile(calibration: Calibration) -> Configuration:
+    """The historical codes."""
+    return {layer.name: (layer.quintile, layer.tmax) for layer in calibration.layers}
+
+
+def whole(configuration: Configuration) -> list[tuple[int, ...]]:
+    """t1, v1, t2, v2 and tmax of each layer, as evaluators take them."""
+    return [(*four, tmax) for four, tmax in configuration.values()]
+
+
+def of_run(folder: Folder, names: Sequence[str]) -> Configuration:
+    """What a run has chosen for the layers `names`.
+
+    Raises:
+        InputError: it has not chosen, or its codes cannot be read.
+    """
+    place = f"{folder}/{store.BEST}"
+    told = read(place, lambda: folder.read(store.BEST))
+    return checked(layers_of(told, place), names, place)
+
+
+def read(place: str, load: Callable[[], str | bytes] | None = None) -> dict[str, Any]:
+    """What a best.json or a student's file says.
+
+    Args:
+        place: a path, or what messages call it if `load` reads it.
+
+    Raises:
+        InputError: it cannot be read, or holds no mapping.
+    """
+    try:
+        told = json.loads(load() if load else Path(place).read_bytes())
+        if not isinstance(told, dict):
+            raise ValueError("it is no mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        raise _no_codes(place, error) from error
+    return told
+
+
+def layers_of(told: Any, place: str) -> dict[str, Any]:
+    """The codes by layer in what such a file says; not yet checked.
+
+    Raises:
+        InputError: there are none.
+    """
+    own = told.get("student")
+    layers = (own if isinstance(own, dict) else told).get("layers")
+    if not isinstance(layers, dict):
+        raise _no_codes(place, "it lacks 'layers'")
+    return layers
+
+
+def checked(layers: dict[str, Any], names: Sequence[str], place: str) -> Configuration:
+    """Codes and tmax of the layers `names`, as engines take them.
+
+    Raises:
+        InputError: they are of other layers, or not valid.
+    """
+    try:
+        return student.codes_of(layers, names)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_codes(place, error) from error
+
+
+def _no_codes(place: str, reason: Any) -> InputError:
+    return InputError(
+        f"--codes: {place} holds no codes for this network ({reason}): name a best.json of its layers, or {QUINTILE}"
+    )
