@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
-from benchmarks import bench_cluster, bench_engines, bench_evaluator, bench_scaling, bench_store, ratios, timing
+from benchmarks import (
+    bench_cluster,
+    bench_engines,
+    bench_evaluator,
+    bench_scaling,
+    bench_search,
+    bench_store,
+    ratios,
+    timing,
+)
 
 BENCHMARKS = {
     "engines": bench_engines.measure,
@@ -19,9 +29,15 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def main() -> None:
-    """Runs the benchmarks asked for, prints what they say of the claims, and writes it to `ratios.json`."""
+    """Runs the benchmarks asked for, prints what they say of the claims, and writes it to `ratios.json`.
+
+    `search` is none of them: it takes hours, measures no speed, and has options of its own.
+    """
+    if sys.argv[1:2] == ["search"]:
+        sys.exit(bench_search.main(sys.argv[2:]))
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(BENCHMARKS)} (default: all)")
+    told = f"{', '.join(BENCHMARKS)} (default: all these); or search, with options of its own"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=told)
     parser.add_argument("--quick", action="store_true", help="few repetitions: to see that it works, not how fast")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where to write")
     arguments = parser.parse_args()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 PACKAGES = (
     "tapsearch", "torch", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow", "duckdb", "onnx", "onnxruntime",
-    "openvino",
+    "openvino", "cmaes", "optuna",
 )  # fmt: skip
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
 
@@ -54,6 +54,10 @@ def write(folder: Path, name: str, text: str, rows: Sequence[Mapping[str, Any]])
     """Writes rows to `folder/name.parquet`, with question, method, machine and versions as its metadata."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     table = pa.table({column: [row.get(column) for row in rows] for column in columns})
-    about = {"question": text.strip(), "machine": json.dumps(machine()), "versions": json.dumps(versions())}
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.replace_schema_metadata(about), folder / f"{name}.parquet")
+    pq.write_table(table.replace_schema_metadata(about(text)), folder / f"{name}.parquet")
+
+
+def about(text: str) -> dict[str, str]:
+    """A file's metadata: a benchmark's docstring, machine and versions."""
+    return {"question": text.strip(), "machine": json.dumps(machine()), "versions": json.dumps(versions())}

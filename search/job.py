@@ -29,7 +29,9 @@ from search.objectives import OBJECTIVES
 from search.results import inspection, lease, store
 from search.results.folder import Folder
 
-PACKAGES = ("tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow")
+PACKAGES = (
+    "tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow", "cmaes", "optuna",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Job:
     def share_of_all_macs(self) -> float:
         """Share of the network's multiply-accumulates, in [0, 1], that read approximated codes; padding left out."""
         return _covered(self.problem.network)
+
+    def calibration_images(self) -> np.ndarray:
+        """The images that the layers were calibrated on, `(n, c, h, w) uint8`."""
+        return _calibration_images(self.settings, self.dataset)
 
 
 def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", "test")) -> Job:
@@ -123,7 +129,7 @@ def _check_budget(settings: Settings, network: Network) -> None:
 
 def calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> calibration.Calibration:
     """The calibration of a network, its layers in the network's order: codes and columns are joined to it by that."""
-    images, _ = dataset.load("calibration", settings.calib_batches * settings.calib_batch_size)
+    images = _calibration_images(settings, dataset)
     made = calibration.calibrate(
         network,
         np.split(images, settings.calib_batches),
@@ -135,6 +141,10 @@ def calibrated(settings: Settings, dataset: data.Dataset, network: Network) -> c
     )
     by_name = {layer.name: layer for layer in made.layers}
     return replace(made, layers=tuple(by_name[name] for name in network.layers))
+
+
+def _calibration_images(settings: Settings, dataset: data.Dataset) -> np.ndarray:
+    return dataset.load("calibration", settings.calib_batches * settings.calib_batch_size)[0]
 
 
 def _go_on(folder: Folder, given: Settings) -> tuple[dict[str, Any], Settings]:

@@ -133,16 +133,17 @@ def _tell_count(handle, job: Job) -> None:
     try:
         ray.get(handle.flush.remote(), timeout=5)
         progress = ray.get(handle.progress.remote(), timeout=5)
-        count = progress.configurations
+        count, forwards = progress.configurations, f" ({progress.layer_forwards} layer-forwards)"
         if progress.waiting and progress.trouble:  # else they came after the end, and are scored again if it goes on
             print(f"{progress.waiting} finished configurations could not be written ({progress.trouble})", flush=True)
     except ray.exceptions.RayError:
+        forwards = ""
         try:
             count = sum(row["search_images"] == job.settings.search_images for row in store.read_rows(job.folder))
         except (OSError, ValueError) as error:
             print(f"{job.folder / store.EPISODES} cannot be read ({error})", flush=True)
             return
-    print(f"{count} configurations scored, all kept in {job.folder / store.EPISODES}", flush=True)
+    print(f"{count} configurations scored{forwards}, all kept in {job.folder / store.EPISODES}", flush=True)
 
 
 def _measured_before(job: Job) -> dict[str, bytes]:

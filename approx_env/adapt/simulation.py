@@ -83,10 +83,21 @@ class Simulation(nn.Module):
 
     def outputs(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every node's output by name: codes as float32, logits as whole numbers in float64."""
+        return self.onwards(self.input(pixels))
+
+    def input(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images as the first nodes read them, by name."""
         x = data.standardise(pixels) if self._network.standardised else pixels
-        tensors = {INPUT: in_order(x.to(self.weights[0].device).float())}
+        return {INPUT: in_order(x.to(self.weights[0].device).float())}
+
+    def onwards(self, tensors: Mapping[str, torch.Tensor], last: str | None = None) -> dict[str, torch.Tensor]:
+        """`tensors` by name, and what follows from them: every node's output, or those up to node `last`."""
+        tensors = dict(tensors)
         for node in self._network.nodes:
-            tensors[node.name] = self._run(node, [tensors[name] for name in node.inputs])
+            if node.name not in tensors:
+                tensors[node.name] = self._run(node, [tensors[name] for name in node.inputs])
+            if node.name == last:
+                break
         return tensors
 
     def network(self) -> Network:

@@ -118,10 +118,11 @@ class Convolve(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
             gradient.to(x.dtype), x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1,
-            (ctx.needs_input_grad[0], True, False),
+            (*ctx.needs_input_grad[:2], False),
         )  # fmt: skip
         of_x = of_x.float() if ctx.needs_input_grad[0] else None
-        return of_x, of_weight.float(), gradient.sum((0, 2, 3)), None, None, None
+        of_weight = of_weight.float() if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, gradient.sum((0, 2, 3)), None, None, None
 
 
 def _fast(x: torch.Tensor) -> bool:

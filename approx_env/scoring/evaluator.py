@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -197,6 +198,18 @@ class Evaluator:
         for codes in configuration:
             evaluation.advance(codes if _alone(codes) else [codes])
         return evaluation
+
+
+def layer_forwards(configuration: Configuration, before: Configuration = ()) -> int:
+    """Layers that an evaluator computes for a configuration after another one: those from where they part.
+
+    So it is for one evaluator whose cache holds all states. The count is the same on every machine, whoever scores.
+
+    >>> layer_forwards([(1, 2, 3, 4), (1, 2, 3, 4)], [(1, 2, 3, 4), (1, 2, 3, 5)])
+    1
+    """
+    same = takewhile(lambda pair: tuple(pair[0]) == tuple(pair[1]), zip(configuration, before, strict=False))
+    return len(configuration) - sum(1 for _ in same)
 
 
 def _start(engine: Engine, images: np.ndarray) -> State:

@@ -7,6 +7,8 @@ A module has
 - `Search(calibration, seed, options)`, which proposes configurations as `AskTell` says. `search.stages.trainable`
   scores them, writes the rows, and resumes. A configuration has as many codes a layer as `calibration.quintile`: a
   fifth is the layer's own tmax;
+- `start(problem, images)`, if it begins with a configuration that follows from the problem and from calibration images
+  alone. The driver computes it once, and every search gets it as `options.start`;
 - `FRONT = True`, if it makes something of scores with two objectives (`--objective pareto`).
 
 An algorithm that cannot be driven so has `trial(calibration, options, **where)` in place of `Search`: a Tune trainable

@@ -1,30 +1,38 @@
 """Hill climbing from quintile: a few codes move a little, and a move that is not worse stays.
 
-Configurations come in generations of a fixed size. All of a generation are moved from the best configuration so far,
-and that one changes when the whole generation is told. So the size decides what is searched, and the number of runners
-does not; runners beyond the size have no work. The first generation begins with quintile itself.
+It is a (1 + lambda) evolution strategy on whole numbers: all of a generation are moved from the best configuration so
+far, and that one changes when the whole generation is told. The first generation begins with quintile itself.
+
+With `patience`, a climb that has found nothing better for so many generations begins again nearby: several codes of the
+best configuration move, and the next climb starts there, however good that is.
 
 Where tmax is searched, some configurations are stretched first: all codes of all layers by one factor. Moves of single
 codes would take long to change the share of exact multiplications.
 
-With two objectives the best are a front, and each configuration is moved from one of it, drawn at random. Source:
-Paquete, Chiarandini and Stuetzle, "Pareto local optimum sets in the biobjective traveling salesman problem", 2004.
+With two objectives the best are a front, and each configuration is moved from one of it, drawn at random; there are no
+restarts.
+
+Source: Beyer and Schwefel, Natural Computing 1, 2002 (evolution strategies); Lourenço, Martin and Stützle, "Iterated
+local search", 2003 (restarts); Paquete, Chiarandini and Stützle, "Pareto local optimum sets in the biobjective
+traveling salesman problem", 2004.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.evaluator import Configuration
 from approx_env.tap import HIGHEST_CODE
-from search.algorithms import Score
+from search.generations import Generations
+from search.objectives import Score
 
 FRONT = True
+RESTART_MOVES = 8  # at most so many codes of the best configuration move where a climb begins again
+Scored = tuple[Configuration, Score]
 
 
 @dataclass(frozen=True)
@@ -36,82 +44,62 @@ class Options:
     width: float = 0.06  # standard deviation of a move, as a share of the layer's tmax
     stretched: float = 0.25  # share of configurations that are stretched, where tmax is searched
     stretch: float = 0.25  # standard deviation of the factor's logarithm
+    patience: int = 0  # generations without a better configuration, after which a climb begins again; 0: never does
 
 
-class Search:
+class Search(Generations):
     """Climbs towards a higher return."""
 
     def __init__(self, calibration: Calibration, seed: int, options: Options = Options()):
+        super().__init__(calibration, seed, options)
+        self.size = options.generation
         self._calibration, self._options = calibration, options
         self._generator = np.random.default_rng(seed)
-        self._best: list[tuple[Configuration, Score]] = []  # the best so far, several where none is better than another
-        self._asked = 0  # of this generation
-        self._told: list[tuple[Configuration, Score]] = []  # the same
-        self._fresh = True  # whether quintile itself is still to be asked for
+        self._front: list[Scored] = []  # of this climb: the best so far, several where none is better than another
+        self._best: Scored | None = None  # of all climbs
+        self._begin: Configuration = calibration.quintile  # where this climb began
+        self._stale = 0  # generations in which it found nothing better
 
-    def ask(self, count: int) -> list[Configuration]:
-        count = min(count, self._options.generation - self._asked)
-        self._asked += count
-        return [self._next() for _ in range(count)]
+    def _propose(self) -> Configuration:
+        if not self._asked:
+            return self._begin
+        return self._moved(self._start(), self._options.moves)
 
-    def tell(self, configurations: Sequence[Configuration], scores: Sequence[Score]) -> None:
-        self._told += zip(configurations, scores, strict=True)
-        if len(self._told) < self._options.generation:
-            return
-        for told, score in self._told:
-            if not any(kept.dominates(score) for _, kept in self._best):
-                left = [pair for pair in self._best if pair[1] != score and not score.dominates(pair[1])]
-                self._best = [*left, (told, score)]
-        self._asked, self._told = 0, []
+    def _start(self) -> Configuration:
+        if len(self._front) < 2:
+            return self._front[0][0] if self._front else self._begin
+        return self._front[self._generator.integers(len(self._front))][0]
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "generator": self._generator.bit_generator.state,
-            "best": _plain(self._best),
-            "asked": self._asked,
-            "told": _plain(self._told),
-            "fresh": self._fresh,
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self._generator.bit_generator.state = state["generator"]
-        self._best, self._told = _scored(state["best"]), _scored(state["told"])
-        self._asked, self._fresh = state["asked"], state["fresh"]
-
-    def _next(self) -> Configuration:
-        if self._fresh:
-            self._fresh = False
-            return self._calibration.quintile
-        start = self._start()
-        while True:  # until the moves make a valid configuration that is another one
-            moved = self._moved(start)
+    def _moved(self, start: Configuration, most: int) -> Configuration:
+        """A valid configuration in which one to `most` codes are drawn anew, and that is not `start`."""
+        while True:
+            moved = self._drawn(start, most)
             if moved != start and self._calibration.valid(moved):
                 return moved
 
-    def _start(self) -> Configuration:
-        if len(self._best) < 2:
-            return self._best[0][0] if self._best else self._calibration.quintile
-        return self._best[self._generator.integers(len(self._best))][0]
-
-    def _moved(self, start: Configuration) -> Configuration:
+    def _drawn(self, start: Configuration, most: int) -> Configuration:
         codes = np.array(start)
         if self._calibration.search_tmax and self._generator.random() < self._options.stretched:
             factor = np.exp(self._generator.normal(0, self._options.stretch))
             codes = np.minimum(np.rint(factor * codes), HIGHEST_CODE).astype(codes.dtype)
-        count = self._generator.integers(1, self._options.moves + 1)
+        count = self._generator.integers(1, most + 1)
         layers, columns = np.divmod(self._generator.choice(codes.size, count, replace=False), codes.shape[1])
         widths = self._options.width * np.array(self._calibration.tmax)[layers]
         codes[layers, columns] += np.rint(self._generator.normal(0, widths)).astype(codes.dtype)
-        return _configuration(codes)
+        return tuple(tuple(layer) for layer in codes.tolist())
 
+    def _learn(self, generation: Sequence[Configuration], scores: Sequence[Score]) -> None:
+        before = [score for _, score in self._front]
+        for told, score in zip(generation, scores, strict=True):
+            if not any(kept.dominates(score) for _, kept in self._front):
+                left = [pair for pair in self._front if pair[1] != score and not score.dominates(pair[1])]
+                self._front = [*left, (told, score)]
+        self._stale = 0 if {score for _, score in self._front}.difference(before) else self._stale + 1
+        if 0 < self._options.patience <= self._stale and len(self._front) == 1:
+            self._begin_again()
 
-def _plain(scored: Sequence[tuple[Configuration, Score]]) -> list[list]:
-    return [[configuration, *astuple(score)] for configuration, score in scored]
-
-
-def _scored(plain: Sequence[list]) -> list[tuple[Configuration, Score]]:
-    return [(_configuration(codes), Score(tuple(objectives), excess)) for codes, objectives, excess in plain]
-
-
-def _configuration(codes: Sequence[Sequence[int]]) -> Configuration:
-    return tuple(tuple(int(code) for code in layer) for layer in codes)
+    def _begin_again(self) -> None:
+        if self._best is None or not self._best[1].dominates(self._front[0][1]):
+            self._best = self._front[0]
+        self._begin = self._moved(self._best[0], min(RESTART_MOVES, np.size(self._best[0])))
+        self._front, self._stale = [], 0

@@ -264,6 +264,8 @@ def _expected(table: pa.Table, columns: pa.Schema, about: Mapping[str, Any]) -> 
         columns = store.without(columns, store.COSTS)
     if not there & set(store.BUDGET) and "objective" not in about["arguments"]:
         columns = store.without(columns, store.BUDGET)
+    if not there & set(store.FORWARDS):
+        columns = store.without(columns, store.FORWARDS)
     return columns
 
 

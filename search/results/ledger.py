@@ -44,6 +44,7 @@ class Progress:
     waiting: int  # configurations that are not written yet
     trouble: str | None  # why the last attempt to write or to read failed
     lost: bool  # whether another driver has taken the run over, so that this one never writes again
+    layer_forwards: int = 0  # that the written configurations took; see results/README.md
 
 
 @dataclass
@@ -82,6 +83,7 @@ class Ledger:
         self._count = count
         self._written: set[str] = set()
         self._trials: Counter[str] = Counter()
+        self._forwards = 0
         self._rung = Rung(info.search_images)
 
     def receive(self, message: Mapping[str, Any], now: float) -> None:
@@ -115,7 +117,9 @@ class Ledger:
         for row in rows:
             self.waiting.pop(row["episode_id"], None)
             self._written.add(row["episode_id"])
-            self._trials[row["trial"]] += row["search_images"] == self.info.search_images
+            proposed = row["search_images"] == self.info.search_images
+            self._trials[row["trial"]] += proposed
+            self._forwards += proposed * row.get("layer_forwards", len(self.info.layers))
         self._highest = max([self._highest, *(row["search_images"] for row in rows)])
         candidates = [*self._kept, *(row for row in rows if self._keeps_budget(row))]
         candidates = [row for row in candidates if row["search_images"] == self._highest]
@@ -144,7 +148,7 @@ class Ledger:
         best_return = best["return"] if best.get("search_images") == rung.images else None
         return Progress(
             sum(trials.values()), trials, rung.images, rung.finished, best_return, rung.rate, len(self.waiting),
-            trouble, lost,
+            trouble, lost, self._forwards,
         )  # fmt: skip
 
     def _enter(self, row: Row) -> None:
@@ -171,6 +175,7 @@ def complete(info: RunInfo, message: Mapping[str, Any]) -> Row:
         "model": info.model,
         "dataset": info.dataset,
         "search_images": info.search_images,
+        "layer_forwards": len(info.layers),
         **said,
         **store.configuration_columns(info.layers, codes, info.tmax),
         **store.score_columns(info.layers, outcome),

@@ -272,18 +272,17 @@ class Recorder:
         self._common = {"trial": trial_name(algorithm, seed), "algorithm": algorithm, "seed": seed}
         self._pending: list[ray.ObjectRef] = []
 
-    def add(self, episode_id: str, episode: int, outcome: dict[str, Any], search_images: int | None = None) -> None:
+    def add(self, episode_id: str, episode: int, outcome: dict[str, Any], **more: int) -> None:
         """Sends one configuration.
 
         Args:
             outcome: the environment's last `info`.
-            search_images: how many images it was scored on; None: those of the first rung.
+            more: columns of the row that are not as usual: `search_images`, if it was scored on those of a higher
+                rung, and `layer_forwards`, if it took fewer than all layers.
         """
         row = self._common | {"episode_id": episode_id, "episode": episode, "time": time.time_ns() // 1_000_000}
         outcome = dict(outcome)
-        row |= {"codes": outcome.pop("codes"), "outcome": outcome}
-        if search_images is not None:
-            row["search_images"] = search_images
+        row |= {"codes": outcome.pop("codes"), "outcome": outcome} | more
         self._pending.append(self._sink.add.remote(row))
 
     def wait(self) -> None:

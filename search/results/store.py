@@ -27,6 +27,7 @@ TORN_READS, TORN_SECONDS = 3, 0.5  # an object that is replaced while it is read
 STATE_SUFFIX = ".safetensors"  # of the file that a PPO search goes on from
 COSTS = ("mac_zero_natural", "mac_zero_natural_all", "relative_energy_sites", "relative_energy")  # older runs lack them
 BUDGET = ("mac_exact_all", "validation_mac_exact_all")  # so they do these
+FORWARDS = ("layer_forwards",)  # nor had they this
 MEASURES = ("accuracy", "drop_points", "drop_error_points")  # of a split, in baselines and fronts
 SPLITS = ("validation", "test")
 
@@ -56,6 +57,7 @@ def schema(layers: Sequence[str]) -> pa.Schema:
         *((f"{layer}_mac_{kind}", pa.float64()) for layer in layers for kind in KINDS),
         *((name, pa.float64()) for name in COSTS),
         ("mac_exact_all", pa.float64()),
+        *((name, pa.int32()) for name in FORWARDS),
     ]
     return pa.schema(columns)
 

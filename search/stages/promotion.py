@@ -33,7 +33,7 @@ def run(job: Job, handle: ray.actor.ActorHandle) -> None:
         with closing(runners), LiveLine(handle, len(rows), images):
             scores = runners.evaluate([store.codes_of(row, layers) for row in todo.values()])
             for (name, row), outcome in zip(todo.items(), scores, strict=True):
-                recorders[row["seed"]].add(name, row["episode"], outcome, images)
+                recorders[row["seed"]].add(name, row["episode"], outcome, search_images=images)
             for recorder in recorders.values():
                 recorder.wait()
         print(f"{len(rows)} of {candidates} configurations promoted to {images} images, "

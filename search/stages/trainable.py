@@ -8,10 +8,11 @@ from typing import Any
 import ray
 from ray import tune
 
-from approx_env.scoring.evaluator import Configuration
+from approx_env.errors import InputError
+from approx_env.scoring.evaluator import Configuration, layer_forwards
 from search import algorithms
 from search.objectives import OBJECTIVES
-from search.results import sink
+from search.results import sink, store
 from search.workers.losses import ScoringFailed, raised
 from search.workers.runners import Runners, Scorer
 
@@ -61,13 +62,14 @@ class AskTellSearch(tune.Trainable):
         algorithm = algorithms.find(config["algorithm"])
         options = algorithm.Options(**config["options"])
         self._search = algorithm.Search(problem.calibration, config["seed"], options)
+        self._layers = [layer.name for layer in problem.calibration.layers]
         self._recorder = sink.Recorder(config["run"], config["algorithm"], config["seed"])
         self._trial = sink.trial_name(config["algorithm"], config["seed"])
         self._written = ray.get(sink.find(config["run"]).scores.remote(self._trial))
         count = config["num_env_runners"]
         self._runners = Runners(problem, count, config["gpus"]) if count else None
         self._local = None if count else Scorer(problem)
-        self._asked = 0
+        self._asked, self._last = 0, ()  # how many configurations, and the last one of them
 
     def step(self) -> dict[str, Any]:
         try:
@@ -83,13 +85,14 @@ class AskTellSearch(tune.Trainable):
             raise ScoringFailed(f"{self._trial} has no more to propose after {self._asked} configurations")
         names = [self._episode_id(self._asked + k) for k in range(len(asked))]
         outcomes = self._evaluate([one for one, name in zip(asked, names, strict=True) if name not in self._written])
-        scores = []
-        for episode, name in enumerate(names, self._asked):
+        scores, befores = [], [self._last, *asked]
+        for episode, (name, one, before) in enumerate(zip(names, asked, befores, strict=False), self._asked):
             if name in self._written:
-                scores.append(self._written[name])
+                scores.append(self._row_of(name, one))
                 continue
             scores.append(next(outcomes))
-            self._recorder.add(name, episode, scores[-1])
+            self._recorder.add(name, episode, scores[-1], layer_forwards=layer_forwards(one, before))
+        self._last = befores[-1]
         self._recorder.wait()
         objective, exact = OBJECTIVES[self.config["objective"]], self.config["budget_exact"]
         self._search.tell(asked, [objective.score(outcome, exact) for outcome in scores])
@@ -97,6 +100,21 @@ class AskTellSearch(tune.Trainable):
 
     def _episode_id(self, episode: int) -> str:
         return sink.episode_id(self.config["algorithm"], self.config["seed"], episode)
+
+    def _row_of(self, name: str, configuration: Configuration) -> dict[str, Any]:
+        """The row that an earlier process has written.
+
+        Raises:
+            InputError: it is of another configuration, so that the search would learn what is not so.
+        """
+        row = self._written[name]
+        known = store.codes_of(row, self._layers)
+        if any(tuple(codes) != tuple(old)[: len(codes)] for codes, old in zip(configuration, known, strict=True)):
+            raise InputError(
+                f"{name} has other codes in its row than the search proposes now: the run was begun on another kind of "
+                "CPU or with other versions; go on there, or start a new run"
+            )
+        return row
 
     def _evaluate(self, configurations: list[Configuration]) -> Iterator[dict]:
         return self._runners.evaluate(configurations) if self._runners else map(self._local.evaluate, configurations)

@@ -6,7 +6,7 @@ import _thread
 import logging
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,8 @@ def _trainable(job: Job, seeds: dict) -> tuple[type, Any]:
     settings = job.settings
     algorithm = algorithms.find(settings.algorithm)
     options = algorithms.options(algorithm, settings)
+    if hasattr(algorithm, "start"):
+        options = replace(options, start=algorithm.start(job.problem, job.calibration_images()))
     where = {"run": job.name, "seed": seeds, "budget": settings.budget,
              "budget_exact": settings.budget_exact, "num_env_runners": settings.runners,
              "gpus": settings.gpus}  # fmt: skip

@@ -117,6 +117,7 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--device cuda", ["--engine vector", "--device cuda", "--engine portable"]),
         ("--algorithm random --iteration-episodes 8", ["--iteration-episodes", "--algorithm random"]),
         ("--algorithm random --envs-per-runner 2", ["--envs-per-runner", "--algorithm random"]),
+        ("--algorithm reconstruction --seeds 0,1", ["--algorithm reconstruction", "--seeds"]),
         ("--algorithm quintile --seeds 0,1", ["--algorithm quintile", "--seeds"]),
         ("--rungs 64,256 --search-images 64", ["--rungs", "--search-images"]),
         ("--objective pareto", ["--objective pareto", "random", "hill", "got ppo"]),
@@ -186,8 +187,9 @@ def test_devices(device):
     assert config.parse(["--engine", "portable", "--device", device]).device == device
 
 
-def test_quintile_is_one_episode_unless_told():
-    assert config.parse(["--algorithm", "quintile"]).budget == 1
+@pytest.mark.parametrize("algorithm", config.FIXED)
+def test_one_configuration_is_one_episode_unless_told(algorithm):
+    assert config.parse(["--algorithm", algorithm]).budget == 1
     assert config.parse(["--algorithm", "random", "--episodes", "7"]).budget == 7
 
 

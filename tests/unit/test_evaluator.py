@@ -10,7 +10,7 @@ from approx_env.engines import reference
 from approx_env.engines.vector.engine import VectorEngine
 from approx_env.int8.energy import Energy
 from approx_env.scoring import baselines, calibration, distill
-from approx_env.scoring.evaluator import Evaluator, Problem, Reward
+from approx_env.scoring.evaluator import Evaluator, Problem, Reward, layer_forwards
 from tests.twins import table_of
 
 
@@ -280,10 +280,12 @@ def test_a_common_beginning_is_computed_once(problem, monkeypatch, cache_bytes):
     cached.evaluate(configuration)
     passed = count_layers(cached, monkeypatch)
     for layer in [2, 1, 2, 0, 2, 2, 1]:
+        before = list(configuration)
         configuration[layer] = tap.random_codes(problem.calibration.tmax[layer], generator)
         assert same(cached.evaluate(configuration), Evaluator(problem).evaluate(configuration))
         if cache_bytes == 10**9:
             assert passed == list(range(layer, 3))
+            assert len(passed) == layer_forwards(configuration, before)
         passed.clear()
     assert same(cached.evaluate(configuration), Evaluator(problem).evaluate(configuration))
     assert passed == []
@@ -429,3 +431,8 @@ def test_a_student_has_its_teachers_layers(problem, ramp):
         Evaluator(replace(problem, student=ramp))
     with pytest.raises(ValueError, match=r"^a student must have its teacher's attention layers \('one',"):
         Evaluator(replace(problem, student=replace(problem.network, attention=())))
+
+
+def test_codes_of_any_kind_of_sequence_count_as_the_same():
+    assert layer_forwards(np.array([[1, 2, 3, 4], [1, 2, 3, 4]]), ([1, 2, 3, 4], (1, 2, 3, 5))) == 1
+    assert layer_forwards([(1, 2, 3, 4)] * 3) == 3

@@ -26,8 +26,8 @@ def test_the_first_is_quintile_and_the_others_are_moved_from_it():
 
 
 def test_a_move_is_a_few_percent_of_tmax():
-    search = hill.Search(CALIBRATION, 0, hill.Options(generation=3000))
-    first, *others = search.ask(3000)
+    search = hill.Search(CALIBRATION, 0, hill.Options(generation=1000))
+    first, *others = search.ask(1000)
     steps = np.concatenate([moved(one, first)[2] for one in others])  # of the layer whose codes are far apart
     assert np.std(steps[steps != 0]) == pytest.approx(0.06 * 255, rel=0.1)
 
@@ -99,3 +99,31 @@ def test_a_stretched_configuration_is_scaled_by_one_factor():
     medians = np.median(factors, 1, keepdims=True)
     assert (np.sum(abs(factors / medians - 1) > 0.04, 1) <= 4).all()  # one move, and what is cut at 255
     assert np.std(np.log(medians)) == pytest.approx(0.25, rel=0.3)
+
+
+def test_a_climb_that_finds_nothing_begins_again_near_the_best_of_all():
+    search = hill.Search(CALIBRATION, 0, hill.Options(generation=2, moves=1, patience=2))
+    best = search.ask(2)
+    search.tell(best, scores(0.5, 0.9))
+    for _ in range(2):
+        search.tell(search.ask(2), scores(0.1, 0.2))
+    restarted = search.ask(2)
+    counts = [np.count_nonzero(moved(one, best[1])) for one in restarted]
+    assert max(counts) > 1
+    search.tell(restarted, scores(0.1, 0.2))  # it climbs from there, although that is worse
+    climbed = search.ask(2)
+    assert all(np.count_nonzero(moved(one, restarted[1])) == 1 for one in climbed)
+    search.tell(climbed, scores(0.1, 0.1))
+    search.tell(search.ask(2), scores(0.1, 0.1))
+    begun = search.ask(100)
+    assert np.count_nonzero(moved(begun[0], best[1])) <= 9  # the best of all climbs, not of the last one
+
+
+def test_a_front_is_never_left():
+    search = hill.Search(CALIBRATION, 0, hill.Options(generation=2, moves=1, patience=1))
+    asked = search.ask(2)
+    search.tell(asked, [Score((0.9, -0.5)), Score((0.5, -0.1))])
+    for _ in range(4):
+        again = search.ask(2)
+        assert all(min(np.count_nonzero(moved(one, start)) for start in asked) == 1 for one in again)
+        search.tell(again, [Score((0.1, -0.9))] * 2)

@@ -186,22 +186,29 @@ def retyped(name: str, kind: pa.DataType) -> Callable[[Path], None]:
 
 
 def without(folder: Path, names: tuple[str, ...]) -> None:
-    """Takes columns away that older runs lack, and arguments that they had not."""
-    arguments = {name: value for name, value in ABOUT["arguments"].items() if name not in NEW}
-    (folder / store.RUN).write_bytes(as_json(ABOUT | {"arguments": arguments}))
+    """Takes columns away that older runs lack."""
     for path in (folder / "episodes" / "part-1.parquet", folder / store.TOP):
         read = pq.read_table(path)
         pq.write_table(read.drop_columns([name for name in names if name in read.column_names]), path)
 
 
+def before_layer_forwards(folder: Path) -> None:
+    """Makes it a run from before layer-forwards were counted."""
+    without(folder, store.FORWARDS)
+
+
 def before_the_budget(folder: Path) -> None:
     """Makes it a run from before there was a budget of exact multiplications."""
+    before_layer_forwards(folder)
     without(folder, store.BUDGET)
+    arguments = {name: value for name, value in ABOUT["arguments"].items() if name not in NEW}
+    (folder / store.RUN).write_bytes(as_json(ABOUT | {"arguments": arguments}))
 
 
 def older(folder: Path) -> None:
     """Makes it a run from before there was a cost model."""
-    without(folder, (*store.COSTS, *store.BUDGET))
+    before_the_budget(folder)
+    without(folder, store.COSTS)
     about = json.loads((folder / store.RUN).read_text())
     del about["cost"]
     (folder / store.RUN).write_bytes(as_json(about))
@@ -323,6 +330,9 @@ CASES = [
     # What does no harm.
     Case("nothing", lambda folder: None, None, None),
     Case("an older run", older, None, None),
+    Case("a run from before layer-forwards", before_layer_forwards, None, None),
+    Case("a run from before layer-forwards that was resumed",
+         lambda folder: (before_layer_forwards(folder), again(folder)), None, None),
     Case("a run from before the budget", before_the_budget, None, None),
     Case("a run from before the budget that was resumed", lambda folder: (before_the_budget(folder), again(folder)),
          None, None),

@@ -91,6 +91,15 @@ def test_restored_rows_count_as_written_and_have_no_rate(books):
     assert other.waiting == {}
 
 
+def test_a_row_of_an_older_run_took_all_layers(books):
+    rows = receive(books, message(0), message(1) | {"layer_forwards": 1})
+    assert books.progress().layer_forwards == len(LAYERS) + 1
+    older = [{name: value for name, value in row.items() if name not in store.FORWARDS} for row in rows]
+    other = ledger.Ledger(INFO, 3)
+    other.restore(older)
+    assert other.progress().layer_forwards == 2 * len(LAYERS)
+
+
 def test_a_higher_rung_begins_anew(books):
     receive(books, *(message(k, k, k / 10) for k in range(4)), now=1.0)
     books.receive(again(3, 64, 3, -0.3), 10.0)

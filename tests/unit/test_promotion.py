@@ -15,8 +15,8 @@ class Recorder:
     def __init__(self, run: str, algorithm: str, seed: int):
         self.seed = seed
 
-    def add(self, name, episode, outcome, images) -> None:
-        Recorder.sent.append((self.seed, name, episode, outcome["codes"], images))
+    def add(self, name, episode, outcome, search_images) -> None:
+        Recorder.sent.append((self.seed, name, episode, outcome["codes"], search_images))
 
     def wait(self) -> None:
         Recorder.sent.append((self.seed, "waited"))

@@ -132,18 +132,18 @@ class Answers:
 def test_how_many_are_kept_is_told_by_the_sink(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     info = ledger.RunInfo("r", "m", "d", ("a",), (35,), 32)
-    progress = replace(ledger.Ledger(info, 1).progress("OSError: full"), configurations=7, waiting=2)
+    progress = replace(ledger.Ledger(info, 1).progress("OSError: full"), configurations=7, waiting=2, layer_forwards=5)
     run._tell_count(Answers(flush=False, progress=progress), job_in(Folder(tmp_path), monkeypatch))
     first, second = capsys.readouterr().out.splitlines()
     assert first == "2 finished configurations could not be written (OSError: full)"
-    assert second == f"7 configurations scored, all kept in {tmp_path}/episodes"
+    assert second == f"7 configurations scored (5 layer-forwards), all kept in {tmp_path}/episodes"
 
 
 def test_what_came_after_the_end_is_no_trouble(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     progress = replace(ledger.Ledger(ledger.RunInfo("r", "m", "d", ("a",), (35,), 32), 1).progress(), waiting=2)
     run._tell_count(Answers(flush=False, progress=progress), job_in(Folder(tmp_path), monkeypatch))
-    assert capsys.readouterr().out == f"0 configurations scored, all kept in {tmp_path}/episodes\n"
+    assert capsys.readouterr().out == f"0 configurations scored (0 layer-forwards), all kept in {tmp_path}/episodes\n"
 
 
 def test_without_the_sink_the_folder_tells(tmp_path, monkeypatch, capsys):

@@ -46,6 +46,7 @@ def make_row(episode: int) -> dict:
         "dataset": "digits",
         "search_images": 32,
         "time": TIME,
+        "layer_forwards": 2,
         **store.configuration_columns(LAYERS, CODES, TMAX),
         **store.score_columns(LAYERS, OUTCOME),
     }
@@ -78,16 +79,17 @@ def test_the_schema_has_all_that_a_row_must_tell():
     assert names >= {f"{layer}_{code}" for layer in LAYERS for code in ("t1", "v1", "t2", "v2", "tmax")}
 
 
-def test_costs_come_last_so_that_older_columns_stay_where_they_were():
+def test_what_came_later_comes_last_so_that_older_columns_stay_where_they_were():
     columns = store.schema(LAYERS)
-    assert columns.names[-5:] == [*store.COSTS, "mac_exact_all"]
-    assert store.without(columns, store.COSTS).names == [*columns.names[:-5], "mac_exact_all"]
+    later = ["mac_exact_all", *store.FORWARDS]
+    assert columns.names[-6:] == [*store.COSTS, *later]
+    assert store.without(columns, store.COSTS).names == [*columns.names[:-6], *later]
     assert [make_row(0)[name] for name in store.COSTS] == [0.25, 0.125, 0.375, 0.6875]  # natural zeros of all: x 0.5
 
 
 def test_rows_of_before_and_after_the_cost_model_are_read_together(folder):
     """As an older run that was resumed leaves them."""
-    added = (*store.COSTS, *store.BUDGET)
+    added = (*store.COSTS, *store.BUDGET, *store.FORWARDS)
     older = [{name: value for name, value in make_row(7).items() if name not in added}]
     data = store.parquet(older, store.without(store.schema(LAYERS), added))
     (folder / store.EPISODES / "part-0.parquet").write_bytes(data)

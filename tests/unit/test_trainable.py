@@ -6,13 +6,16 @@ import pytest
 import ray
 
 from approx_env.errors import InputError
-from search import algorithms
+from search import algorithms, config
+from search.results import store
 from search.stages import trainable
 from search.stages.trainable import FAILURE, AskTellSearch
 from search.workers.losses import ScoringFailed
 from tests.calibrated import calibrated
 
 CALIBRATION = calibrated(15, 35)
+ASK_TELL = [name for name in algorithms.NAMES if hasattr(algorithms.find(name), "Search")]
+LAYERS = [layer.name for layer in CALIBRATION.layers]
 
 
 def score(configuration) -> dict:
@@ -26,9 +29,10 @@ class Sink:
         self.rows, self.recorded = dict(rows or {}), []
         self.scores = SimpleNamespace(remote=lambda trial: dict(self.rows))
 
-    def add(self, name, episode, outcome):
+    def add(self, name, episode, outcome, layer_forwards):
         self.recorded.append(episode)
-        self.rows[name] = outcome
+        columns = store.configuration_columns(LAYERS, outcome["codes"], CALIBRATION.tmax)
+        self.rows[name] = outcome | columns | {"layer_forwards": layer_forwards}
 
     def wait(self):
         pass
@@ -66,17 +70,17 @@ def run(made: AskTellSearch) -> dict:
     raise AssertionError("it never ends")
 
 
-@pytest.mark.parametrize("name", [name for name in algorithms.NAMES if hasattr(algorithms.find(name), "Search")])
+@pytest.mark.parametrize("name", ASK_TELL)
 @pytest.mark.parametrize("budget", [1, 7, 20])
 def test_exactly_the_budget_is_scored(search, name, budget):
-    budget = 1 if name == "quintile" else budget
+    budget = 1 if name in config.FIXED else budget
     sink = Sink()
     assert run(search(sink, name, budget))["episodes"] == budget
     assert sink.recorded == list(range(budget))
     assert list(sink.rows) == [f"{name}-seed3-{episode}" for episode in range(budget)]
 
 
-@pytest.mark.parametrize("name", ["random", "hill"])
+@pytest.mark.parametrize("name", sorted(set(ASK_TELL).difference(config.FIXED)))
 def test_the_number_of_runners_changes_no_row(search, name):
     rows = []
     for runners in (0, 1, 2, 16):
@@ -103,6 +107,28 @@ def test_rows_that_were_lost_from_the_middle_are_scored_again(search):
     resumed = Sink({name: row for k, (name, row) in enumerate(whole.rows.items()) if k not in (2, 11)})
     run(search(resumed))
     assert resumed.rows == whole.rows and resumed.recorded == [2, 11]
+
+
+def test_a_search_whose_rows_have_other_codes_ends_before_it_learns_what_is_not_so(search):
+    whole = Sink()
+    run(search(whole))
+    whole.rows["hill-seed3-5"] |= {"layer1_v2": whole.rows["hill-seed3-5"]["layer1_v2"] + 1}
+    kept = Sink(whole.rows)
+    ended = run(search(kept))
+    assert isinstance(ended[FAILURE], InputError) and "hill-seed3-5 has other codes" in str(ended[FAILURE])
+    assert kept.recorded == []
+
+
+def test_a_row_says_how_many_layers_it_took_after_the_configuration_before_it(search):
+    """Quintile takes both; then the last layer is swept, then the first; whoever scores, and after a break too."""
+    for runners in (0, 3):
+        sink = Sink()
+        run(search(sink, "coordinate", 24, runners))
+        taken = [row["layer_forwards"] for row in sink.rows.values()]
+        assert taken[:16] + taken[17:] == [2] + [1] * 7 + [2] * 8 + [1] * 7
+    resumed = Sink({name: row for k, (name, row) in enumerate(sink.rows.items()) if k < 5})
+    run(search(resumed, "coordinate", 24))
+    assert [row["layer_forwards"] for row in resumed.rows.values()] == taken
 
 
 def test_options_reach_the_algorithm(search):

@@ -9,6 +9,7 @@ import pytest
 from approx_env.errors import InputError
 from approx_env.scoring.calibration import Calibration, Layer
 from search import algorithms
+from search.algorithms import reconstruction
 from search.algorithms.ppo.learner import TapPPO
 from search.config import Settings
 from search.results.sink import Progress
@@ -22,7 +23,15 @@ DONE = Progress(0, {"hill-seed0": 8, "hill-seed1": 3}, 32, 0, None, 0.0, 0, None
 
 def job(**settings) -> SimpleNamespace:
     problem = SimpleNamespace(calibration=CALIBRATION)
-    return SimpleNamespace(name="r", settings=Settings(num_env_runners=2, **settings), problem=problem)
+    made = SimpleNamespace(name="r", settings=Settings(num_env_runners=2, **settings), problem=problem)
+    made.calibration_images = lambda: "images"
+    return made
+
+
+@pytest.fixture(autouse=True)
+def reconstructed(monkeypatch):
+    """Stands in for what follows from gradients, which take a network."""
+    monkeypatch.setattr(reconstruction, "start", lambda problem, images: (problem.calibration.quintile, images))
 
 
 @pytest.mark.parametrize("name", algorithms.NAMES)
@@ -31,7 +40,9 @@ def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
     if trainable is AskTellSearch:
         assert space == {"run": "r", "seed": 3, "budget": 8, "budget_exact": 0.5, "num_env_runners": 2, "gpus": 0,
                          "algorithm": name, "options": space["options"], "objective": "return"}  # fmt: skip
-        assert algorithms.find(name).Options(**space["options"]) == algorithms.find(name).Options()
+        module = algorithms.find(name)
+        start = {"start": (CALIBRATION.quintile, "images")} if name == "reconstruction" else {}
+        assert module.Options(**space["options"]) == module.Options(**start)
     else:
         assert (trainable, space.seed, space.num_env_runners) == (TapPPO, 3, 2)
         assert space.env_config == {"run": "r", "budget": 8, "budget_exact": 0.5, "iteration_episodes": 8}
