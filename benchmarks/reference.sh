@@ -24,7 +24,7 @@ student() { # RUN NAME OPTION ...
     $python -m search.finetune --run $run --results $reference --output $reference/$run/$name "$@"
 }
 
-climb='--algorithm hill --objective kd --rungs 1024,4096 --episodes 512 --seeds 0,1,2,3,4'
+climb='--algorithm hill --objective kd --rungs 1024,4096 --episodes 256 --seeds 0,1,2,3,4'
 search alexnet-quintile alexnet --algorithm quintile
 search alexnet-hill alexnet $climb
 search squeezenet-quintile squeezenet --algorithm quintile
@@ -37,8 +37,8 @@ for run in alexnet squeezenet squeezenet-all; do
 done
 for seed in ${*:-0 1 2}; do
     student alexnet-hill fine-tuned-$seed --epochs 3 --batch-size 128 --learn-codes --seed $seed
-    student squeezenet-hill fine-tuned-$seed --epochs 1 --learn-codes --seed $seed
-    student squeezenet-all-hill fine-tuned-$seed --epochs 3 --learn-codes --seed $seed
+    student squeezenet-hill fine-tuned-$seed --epochs 1 --rate 0.1 --learn-codes --seed $seed
+    student squeezenet-all-hill fine-tuned-$seed --epochs 3 --rate 0.1 --learn-codes --seed $seed
     student alexnet-hill no-tail-$seed --no-tail --epochs 8 --batch-size 128 --rate 0.2 --learn-codes --seed $seed
     student squeezenet-all-hill no-tail-$seed --no-tail --epochs 4 --rate 0.2 --learn-codes --seed $seed
 done
