@@ -24,6 +24,7 @@ USAGE = f"python -m search.report [{BESIDE}] RUN [RUN ...]"
 HEADS = (
     "network", "teacher on test, float / INT8", "search", "episodes x seeds",
     "best return of each seed, mean (lowest)", "drop on validation, points", "drop on test, points",
+    "gap: drop on search minus on validation",
     " / ".join(KINDS), "energy of all multiplications",
 )  # fmt: skip
 NO_ENERGY = "-"  # of a run from before there was a cost model
@@ -48,6 +49,7 @@ def row(place: str | os.PathLike) -> tuple[str, ...]:
         f"{best_returns.mean():.4f} ({best_returns.min():.4f})",
         f"{metrics['validation']['drop_points']:.2f}",
         f"{metrics['acc_drop']:.2f}",
+        f"{chosen['drop_points'] - metrics['validation']['drop_points']:.2f}",
         " / ".join(f"{chosen[f'mac_{kind}']:.1%}" for kind in KINDS),
         _energy(metrics.get("cost")),
     )

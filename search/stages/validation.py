@@ -69,7 +69,7 @@ def finish(job: Job, handle: ray.actor.ActorHandle) -> None:
         store.BEST: as_json(best),  # last: with it the run is finished
     }
     patiently(handle, handle.write.remote(files))
-    _closing_table(job, best, test_evaluator.layers, test)
+    _closing_table(job, best, top[position], test_evaluator.layers, test)
     comparison.show(compared, energy)
     if points:
         front.show(points)
@@ -188,15 +188,20 @@ def _rule(settings: Settings, within: bool) -> str:
     return rule if budget is None else f"{rule}, at most {budget:.4g} of all multiplications exact"
 
 
-def _closing_table(job: Job, best: dict, layers: Sequence[str], test: Score) -> None:
-    """Prints what was chosen; `layers` are those of the score's shares."""
-    metrics, about = best["metrics"], job.teacher.about
-    table = Table("", "validation", "test", box=box.SIMPLE)
-    splits = ("validation", "test")
-    table.add_row("float teacher", *(f"{about['float_accuracy'][split]:.2%}" for split in splits))
-    table.add_row("INT8 teacher", *(f"{metrics[split]['teacher']:.2%}" for split in splits))
-    table.add_row("chosen configuration", *(f"{metrics[split]['student']:.2%}" for split in splits))
-    table.add_row("drop, points", *(f"{metrics[split]['drop_points']:.2f}" for split in splits))
+def _closing_table(job: Job, best: dict, row: dict, layers: Sequence[str], test: Score) -> None:
+    """Prints what was chosen: `row` is the search's, `layers` are those of the score's shares."""
+    metrics, about, searched = best["metrics"], job.teacher.about, row["drop_points"]
+    held_out = [metrics[split] for split in store.SPLITS]
+    lines = {
+        "float teacher": ["", *(f"{about['float_accuracy'][split]:.2%}" for split in store.SPLITS)],
+        "INT8 teacher": [f"{row['accuracy'] + searched / 100:.2%}", *(f"{each['teacher']:.2%}" for each in held_out)],
+        "chosen configuration": [f"{row['accuracy']:.2%}", *(f"{each['student']:.2%}" for each in held_out)],
+        "drop, points": [f"{drop:.2f}" for drop in (searched, *(each["drop_points"] for each in held_out))],
+        "gap: search drop minus it": ["", *(f"{searched - each['drop_points']:.2f}" for each in held_out)],
+    }
+    table = Table("", "search", *store.SPLITS, box=box.SIMPLE)
+    for name, told in lines.items():
+        table.add_row(name, *told)
     console = Console(width=100, highlight=False)
     console.print(table)
     console.print(f"chosen: {best['selection']['rule']} (rank {best['selection']['rank_by_return']} by return)")

@@ -206,8 +206,13 @@ def test_the_terminal_shows_calibration_and_result(run):
     assert all(words in run.output for words in compared)
     assert "by Horowitz 45 nm (arithmetic only: no memory, no control)" in run.output
     chosen = next(line for line in run.output.splitlines() if "chosen configuration" in line)
-    assert f"{100 * run.json('best.json')['metrics']['acc_student']:.2f}" in chosen
+    best = run.json("best.json")
+    assert f"{100 * best['metrics']['acc_student']:.2f}" in chosen
     assert "Traceback" not in run.output + run.errors
+    rows = store.read(Folder(run.folder))
+    searched = rows.set_index("episode_id").loc[best["selection"]["episode_id"], "drop_points"]
+    gap = next(line for line in run.output.splitlines() if "gap" in line)
+    assert gap.split()[-2:] == [f"{searched - best['metrics'][split]['drop_points']:.2f}" for split in store.SPLITS]
 
 
 def test_nothing_is_left_half_written(run):

@@ -22,7 +22,7 @@ def test_a_run_is_a_row(capsys):
     assert report.main([RUN, RUN]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| network | teacher on test, float / INT8 | search | episodes x seeds |")
-    assert lines[1] == "|---" * 8 + "|"  # these runs are older than the cost model
+    assert lines[1] == "|---" * 9 + "|"  # these runs are older than the cost model
     assert lines[2] == lines[3] and lines[2].startswith("| squeezenet | 88.4% / 88.4% | quintile | 1 x 1 |")
     assert len(lines) == 4
 
@@ -33,12 +33,12 @@ def test_energy_is_told_with_its_table_where_the_run_has_one():
 
 
 def test_the_column_of_energies_is_there_if_one_of_the_runs_has_it(monkeypatch):
-    cells = {"old": (*"12345678", report.NO_ENERGY), "new": (*"12345678", "0.123 (Jouppi 7 nm)")}
+    cells = {"old": (*"123456789", report.NO_ENERGY), "new": (*"123456789", "0.123 (Jouppi 7 nm)")}
     monkeypatch.setattr(report, "row", cells.get)
     old, new, both = (report.table(runs).splitlines() for runs in (["old"], ["new"], ["old", "new"]))
-    assert old[2] == "| 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 |" and "energy" not in old[0]
-    assert new[2] == both[3] == "| 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 0.123 (Jouppi 7 nm) |"
-    assert both[2].endswith("| 8 | - |") and both[0].endswith("| energy of all multiplications |")
+    assert old[2] == "| 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 |" and "energy" not in old[0]
+    assert new[2] == both[3] == "| 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 0.123 (Jouppi 7 nm) |"
+    assert both[2].endswith("| 9 | - |") and both[0].endswith("| energy of all multiplications |")
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
