@@ -43,9 +43,9 @@ SqueezeNet at 17 sites wants a higher rate (teacher of 100 epochs, 89.34 % on te
 | quintile, corrected | 350 | 0.03 | 3.66 | 0.1534 |
 | quintile, corrected | 350 | 0.1 | 2.39 | 0.1335 |
 
-A search may score each configuration after correction. That changes the ranking: on AlexNet, over 64 configurations near
-quintile and 1,024 validation images, the returns before and after have a rank correlation of 0.71. But it does not find
-better students. Hill climbing with 64 evaluations, two seeds, was corrected at its end and scored on 4,096 validation
-images. Drop and KD were 2.00, 0.0554 and 2.51, 0.0569 where it scored after correction; 2.12, 0.0616 and 1.98, 0.0558
-where it did not. An evaluation took several times as long. So there is no option for it.
+A search may score each configuration after correction. That changes the ranking: on AlexNet, over 64 configurations
+near quintile and 1,024 validation images, the returns before and after have a rank correlation of 0.71. But it does not
+find better students. Hill climbing with 64 evaluations, two seeds, was corrected at its end and scored on 4,096
+validation images. Drop and KD were 2.00, 0.0554 and 2.51, 0.0569 where it scored after correction; 2.12, 0.0616 and
+1.98, 0.0558 where it did not. So there is no option for it.
 """
