@@ -220,10 +220,12 @@ class Bench:
         rows, choices = self._tables.frame(ROWS), self._tables.frame(CHOICES)
         if rows.empty:
             raise InputError(f"{self._arguments.results} has no rows of searches: leave --draw out to make some")
-        for (model, images), part in rows.groupby(["model", "images"]):
-            own = choices[(choices["model"] == model) & (choices["images"] == images)] if len(choices) else choices
-            print(f"\n{model}, {images} search images\n\n{search_curves.table(part, own)}", flush=True)
-            search_curves.draw(part, own, self._arguments.results / f"search-{model}-{images}.svg")
+        problems = ["model", "teacher", "images"]
+        for (model, teacher, images), part in rows.groupby(problems):
+            own = choices.merge(part[problems].drop_duplicates()) if len(choices) else choices
+            told = f"{model} (teacher {teacher}), {images} search images"
+            print(f"\n{told}\n\n{search_curves.table(part, own)}", flush=True)
+            search_curves.draw(part, own, self._arguments.results / f"search-{model}-{teacher}-{images}.svg")
 
 
 class _Model:

@@ -6,10 +6,10 @@ python=${PYTHON:-.venv/bin/python}
 reference=results/reference
 
 search() { # NAME MODEL OPTION ...
-    [ -e $reference/$1/best.json ] && return
+    [ -e $reference/$1/best.json ] && return 0
     if [ -e $reference/$1/run.json ]; then
         $python -m search.run --resume "$1" --results $reference
-        return
+        return 0
     fi
     name=$1 model=$2
     shift 2
@@ -18,28 +18,33 @@ search() { # NAME MODEL OPTION ...
 }
 
 student() { # RUN NAME OPTION ...
-    [ -e $reference/$1/$2/finetune.json ] && return
+    [ -e $reference/$1/$2/finetune.json ] && return 0
     run=$1 name=$2
     shift 2
     $python -m search.finetune --run $run --results $reference --output $reference/$run/$name "$@"
 }
 
-climb='--algorithm hill --objective kd --rungs 1024,4096 --episodes 256 --seeds 0,1,2,3,4'
+climb='--algorithm hill --objective kd --rungs 1024,4096 --seeds 0,1,2,3,4'
 search alexnet-quintile alexnet --algorithm quintile
-search alexnet-hill alexnet $climb
+search alexnet-hill alexnet $climb --episodes 256
 search squeezenet-quintile squeezenet --algorithm quintile
-search squeezenet-hill squeezenet $climb
+search squeezenet-hill squeezenet $climb --episodes 256
 search squeezenet-all-quintile squeezenet --sites all --algorithm quintile
-search squeezenet-all-hill squeezenet --sites all $climb
+search squeezenet-all-hill squeezenet --sites all $climb --episodes 128
 
 for run in alexnet squeezenet squeezenet-all; do
     student $run-hill corrected --epochs 0
 done
 for seed in ${*:-0 1 2}; do
-    student alexnet-hill fine-tuned-$seed --epochs 3 --batch-size 128 --learn-codes --seed $seed
-    student squeezenet-hill fine-tuned-$seed --epochs 1 --rate 0.1 --learn-codes --seed $seed
-    student squeezenet-all-hill fine-tuned-$seed --epochs 3 --rate 0.1 --learn-codes --seed $seed
-    student alexnet-hill no-tail-$seed --no-tail --epochs 8 --batch-size 128 --rate 0.2 --learn-codes --seed $seed
-    student squeezenet-all-hill no-tail-$seed --no-tail --epochs 4 --rate 0.2 --learn-codes --seed $seed
+    tuned="--learn-codes --rate 0.1 --seed $seed"
+    student alexnet-hill fine-tuned-$seed --epochs 4 --batch-size 128 --labels $tuned
+    student squeezenet-hill fine-tuned-$seed --epochs 0.5 $tuned
+    student squeezenet-all-hill fine-tuned-$seed --epochs 2.5 $tuned
+    without="--no-tail --learn-codes --rate 0.2 --seed $seed"
+    student alexnet-hill no-tail-$seed --epochs 7 --batch-size 128 $without
+    student squeezenet-all-hill no-tail-$seed --epochs 3 $without
 done
-$python -m search.report --beside $reference/*
+for problem in alexnet squeezenet squeezenet-all; do
+    runs="${runs:-} $reference/$problem-quintile $reference/$problem-hill"
+done
+$python -m search.report --beside $runs

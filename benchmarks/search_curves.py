@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from approx_env import markdown
+from search.config import FIXED
 
 SHOWN = (16, 64, 256, 1024)  # evaluations whose best return a table has, besides the last
 REFERENCE = "hill"  # what others are compared with, seed by seed
@@ -28,39 +29,52 @@ def interval(values: np.ndarray, of: Callable = np.mean) -> tuple[float, float]:
 
 
 def best_so_far(rows: pd.DataFrame) -> pd.DataFrame:
-    """The best return after each evaluation: one column a seed. A search that ends early keeps its best."""
-    returns = rows.pivot(index="evaluation", columns="seed", values="return")
-    return returns.cummax().ffill()
+    """The best return after each evaluation, one column a seed; not a number behind a search's end."""
+    return rows.pivot(index="evaluation", columns="seed", values="return").cummax()
 
 
 def table(rows: pd.DataFrame, choices: pd.DataFrame) -> str:
     """Mean best returns and drops of the last choices by algorithm, best first, and differences from hill climbing.
 
     Args:
-        rows: of one model and number of images.
+        rows: of one model, teacher and number of images. What is fixed keeps its return to the end; a search that was
+            cut off counts as far as it came.
         choices: the same; may be empty.
     """
     last = int(rows["evaluation"].max()) + 1
     counts = [*(count for count in SHOWN if count < last), last]
-    curves = {name: best_so_far(part).reindex(range(last)).ffill() for name, part in rows.groupby("algorithm")}
+    curves = {name: best_so_far(part).reindex(range(last)) for name, part in rows.groupby("algorithm")}
+    curves |= {name: curves[name].ffill() for name in FIXED if name in curves}
     heads = ("algorithm", "seeds", *(f"best return at {count}" for count in counts), f"minus {REFERENCE}'s (95 %)",
              "layer-forwards an evaluation", "ms an evaluation", "drop on validation", "on test")  # fmt: skip
-    ordered = sorted(curves, key=lambda name: -curves[name].iloc[-1].mean())
+    ordered = sorted(curves, key=lambda name: -curves[name].iloc[-1].fillna(-np.inf).mean())
     lines = [
-        (name, curves[name].shape[1], *(f"{curves[name].iloc[count - 1].mean():.4f}" for count in counts),
+        (name, _seeds(curves[name]), *(_mean(curves[name].iloc[count - 1]) for count in counts),
          _difference(curves, name), *_costs(rows[rows["algorithm"] == name]), *_drops(choices, name))
         for name in ordered
     ]  # fmt: skip
     return markdown.table(heads, lines)
 
 
+def _seeds(curve: pd.DataFrame) -> str:
+    """How many searches came to the end, and of how many."""
+    whole = int(curve.iloc[-1].notna().sum())
+    return f"{whole}" if whole == curve.shape[1] else f"{whole} of {curve.shape[1]}"
+
+
+def _mean(values: pd.Series) -> str:
+    """Of the seeds that came so far; empty if one is missing, for means of different seeds do not compare."""
+    return "" if values.isna().any() else f"{values.mean():.4f}"
+
+
 def _difference(curves: dict[str, pd.DataFrame], name: str) -> str:
-    """What the last best return is above the reference's, of seeds that both have, or of any where one is enough."""
+    """What the last best return is above the reference's, of seeds that have come to the end with both."""
     if name == REFERENCE or REFERENCE not in curves:
         return ""
     own, other = curves[name].iloc[-1], curves[REFERENCE].iloc[-1]
-    seeds = own.index.intersection(other.index)
-    differences = (own[seeds] - other[seeds]).to_numpy()
+    differences = (own - other).dropna().to_numpy()
+    if not len(differences):
+        return ""
     low, high = interval(differences)
     return f"{differences.mean():+.4f} ({low:+.4f} to {high:+.4f})"
 
@@ -88,7 +102,7 @@ def draw(rows: pd.DataFrame, choices: pd.DataFrame, path: Path) -> None:
     for place, name in enumerate(names):
         style = {"color": f"C{place % 10}", "linestyle": ("-", "--", ":")[place // 4 % 3]}
         part = rows[rows["algorithm"] == name]
-        curve = best_so_far(part)
+        curve = best_so_far(part).dropna(axis=1)  # searches as long as this algorithm's longest
         middle, (low, high) = curve.median(axis=1), interval(curve.to_numpy().T, np.median)
         forwards = part.pivot(index="evaluation", columns="seed", values="layer_forwards").mean(axis=1).cumsum()
         for axes, along in ((by_evaluations, curve.index + 1), (by_layers, forwards)):

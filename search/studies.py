@@ -43,6 +43,8 @@ class Study(Generations):
         width: float,
     ):
         super().__init__(calibration, seed, options)
+        if start < size:
+            raise ValueError(f"a study starts with a generation at least: start must be {size} or more, got {start}")
         self.size, self._first, self._width, self._sampler = size, start, width, sampler
         self._space, self._generator = Space(calibration), np.random.default_rng(seed)
         self._quintile = self._space.point(calibration.quintile)

@@ -1,7 +1,7 @@
 """An unfinished training on disk: written now and then, read when the same command starts again.
 
-The file is a safetensors file. It holds plain tensors, and its header holds two JSON values: whose training it is, and
-how many epochs, or steps, are finished. Nothing in it can run code.
+The file is a safetensors file. It holds plain tensors, and its header holds JSON values: whose training it is, how many
+epochs, or steps, are finished, and what the training noted. Nothing in it can run code.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from approx_env.errors import InputError
 
 
 class Checkpoint:
-    """A training's state in `path`; `identity` tells whose it is, as JSON can hold it; `unit` what is counted."""
+    """A training's state in `path`; `identity` tells whose it is, as JSON can hold it; `unit` what is counted.
+
+    `notes` is what the training wants to find again, as JSON can hold it; None before it has noted anything.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any], unit: str = "epoch"):
-        self.path = path
+        self.path, self.notes = path, None
         self._identity, self._unit = identity, unit
 
     def save(self, epoch: int, stateful: dict[str, Any]) -> None:
@@ -38,7 +41,8 @@ class Checkpoint:
             for name, part in stateful.items()
             for key, tensor in _tensors(part).items()
         }
-        about = {"identity": json.dumps(self._identity), "epoch": json.dumps(epoch)}
+        header = {"identity": self._identity, "epoch": epoch, "notes": self.notes}
+        about = {name: json.dumps(value) for name, value in header.items()}
         save_file(tensors, temporary, about)
         os.replace(temporary, self.path)
 
@@ -55,6 +59,7 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 about = file.metadata() or {}
                 known, epoch = (json.loads(about[name]) for name in ("identity", "epoch"))
+                notes = json.loads(about.get("notes", "null"))
                 saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             own = json.loads(json.dumps(self._identity))
             differing = sorted(key for key in {*known, *own} if key not in known or known[key] != own.get(key, ...))
@@ -73,6 +78,7 @@ class Checkpoint:
             raise strange
         for name, part in stateful.items():
             _load(part, parts[name])
+        self.notes = notes
         print(f"resuming after {self._unit} {epoch} from {self.path}", flush=True)
         return epoch
 

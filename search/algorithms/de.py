@@ -43,6 +43,8 @@ class Search(Generations):
 
     def __init__(self, calibration: Calibration, seed: int, options: Options = Options()):
         super().__init__(calibration, seed, options)
+        if options.population < 4:
+            raise ValueError(f"a population has at least 4 members, got {options.population}")
         self.size, self._options = options.population, options
         self._space, self._generator = Space(calibration), np.random.default_rng(seed)
         self._start = self._space.point(calibration.quintile)

@@ -1,4 +1,4 @@
-"""What stands beside each run's configuration, in one Markdown table: baselines, and students."""
+"""What stands beside a run's configuration, as lines of a table: baselines, and students with weights of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from approx_env import markdown
 from approx_env.scoring.distill import INTERVAL
 from search.results import store
 from search.results.folder import Folder
@@ -19,34 +18,53 @@ HEADS = (
     "of all multiplications: zero / shared / exact", "energy of all multiplications",
 )  # fmt: skip
 STUDENT = "student"  # what the one is called that lies in the run's own folder
-NUMBERED = re.compile(r"(.+)-\d+")  # a student's folder: its name and its seed
+NUMBERED = re.compile(r"(.+)-\d+")  # a folder of a student that was made once for each seed: NAME-SEED
 Line = Mapping[str, float]  # 'validation_drop_points', 'test_drop_points', ..., 'mac_zero_all', ..., 'relative_energy'
 
 
-def lines(folder: Folder, chosen: str) -> Iterator[tuple[str, list[Line]]]:
+def lines(folder: Folder, chosen: str, baselines: bool) -> Iterator[tuple[str, list[Line]]]:
     """Each approximation of a finished run by name, and what it measured, once for each seed.
 
     Args:
         chosen: what the configuration that the run chose is called.
+        baselines: whether its baselines are told, too.
 
     Raises:
-        OSError, ValueError: a file cannot be read.
+        OSError, ValueError, KeyError, TypeError: a file cannot be read.
     """
     compared = pq.read_table(pa.BufferReader(folder.read(store.BASELINES))).to_pylist()
-    yield chosen, compared[:1]
-    if len(compared) > 1 and "quintile" not in chosen:
-        yield from ((line["baseline"], [line]) for line in compared[1:])
-    students: dict[str, list[Line]] = {}
-    for name, place in [(STUDENT, folder), *((name, folder / name) for name in folder.folders())]:
-        if place.exists(store.STUDENT_SUMMARY):
+    by_name = {line["baseline"]: line for line in compared}
+    yield chosen, [by_name.pop(store.CHOSEN)]
+    if baselines:
+        yield from ((name, [line]) for name, line in by_name.items())
+    if folder.exists(store.STUDENT_SUMMARY):
+        yield STUDENT, [_line(folder.read_json(store.STUDENT_SUMMARY))]
+    yield from _students(folder)
+
+
+def _students(folder: Folder) -> Iterator[tuple[str, list[Line]]]:
+    """Those in the folders below; seeds of one recipe together."""
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for name in folder.folders():
+        if (folder / name).exists(store.STUDENT_SUMMARY):
+            summary = (folder / name).read_json(store.STUDENT_SUMMARY)
             numbered = NUMBERED.fullmatch(name)
-            students.setdefault(numbered[1] if numbered else name, []).append(_student(place))
-    yield from students.items()
+            others = found.setdefault(numbered[1] if numbered else name, {})
+            seed = summary["recipe"]["seed"]
+            if seed in others or any(_method(summary) != _method(other) for other in others.values()):
+                raise ValueError(f"{name} is no other seed of what lies beside it")
+            others[seed] = summary
+    for name, seeds in found.items():
+        yield name, [_line(summary) for summary in seeds.values()]
 
 
-def _student(folder: Folder) -> Line:
-    made: dict[str, Any] = folder.read_json(store.STUDENT_SUMMARY)
-    validation, test = made["validation"][made["chosen"]], made["test"]
+def _method(summary: Mapping[str, Any]) -> tuple:
+    """How a student was made, but for the seed."""
+    return summary["correction"], {name: value for name, value in summary["recipe"].items() if name != "seed"}
+
+
+def _line(summary: Mapping[str, Any]) -> Line:
+    validation, test = summary["validation"][summary["chosen"]], summary["test"]
     drops = {f"{split}_{name}": scored[name] for split, scored in (("validation", validation), ("test", test))
              for name in store.MEASURES}  # fmt: skip
     return test | drops
@@ -63,10 +81,3 @@ def cells(name: str, measured: Sequence[Line]) -> tuple[str, ...]:
         name, drops[1] = f"{name}, {len(measured)} seeds", f"{drops[1]} ({min(tests):.2f} to {max(tests):.2f})"
     shares = " / ".join(f"{mean[f'mac_{kind}_all']:.1%}" for kind in ("zero", "shared", "exact"))
     return name, *drops, shares, f"{mean['relative_energy']:.3f}"
-
-
-def table(runs: Sequence[tuple[str, str, Folder]]) -> str:
-    """The whole table: of each run its network's name, what its configuration is called, and its folder."""
-    rows = [(network, *cells(name, measured)) for network, chosen, folder in runs
-            for name, measured in lines(folder, chosen)]  # fmt: skip
-    return markdown.table(HEADS, rows)

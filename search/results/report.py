@@ -40,6 +40,8 @@ def row(place: str | os.PathLike) -> tuple[str, ...]:
     metrics, arguments = best["metrics"], about["arguments"]
     seeds = scored["seed"].nunique()
     scored = scored[scored["search_images"] == scored["search_images"].max()]  # returns on fewer images are others
+    if (budget := arguments.get("budget_exact")) is not None:  # none may be chosen beyond it
+        scored = scored[scored["mac_exact_all"] <= budget]
     best_returns = scored.groupby("seed")["return"].max()
     return (
         _network(best, arguments),
@@ -97,15 +99,20 @@ def beside(folders: Sequence[str | os.PathLike]) -> str:
     Raises:
         InputError: a folder holds no finished run with baselines, or files that are damaged.
     """
-    runs = []
-    for place in folders:
-        about, best, *_ = _finished(Folder(place))
-        runs.append((_network(best, about["arguments"]), _search(about["arguments"]), Folder(place)))
-    try:
-        return comparisons.table(runs)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"what stands beside a run cannot be read ({error!r}): name runs with {store.BASELINES}, and "
-                         f"students whose {store.STUDENT_SUMMARY} is whole") from error  # fmt: skip
+    rows = []
+    for folder in map(Folder, folders):
+        about, best, *_ = _finished(folder)
+        arguments = about["arguments"]
+        try:
+            inspection.check_baselines(folder, about)
+            found = list(comparisons.lines(folder, _search(arguments), arguments["algorithm"] != "quintile"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"what stands beside {folder} cannot be read ({error}): --beside wants a run with {store.BASELINES}, and "
+                f"students whose {store.STUDENT_SUMMARY} is whole; NAME-0, NAME-1 and so on are seeds of one recipe"
+            ) from error
+        rows += [(_network(best, arguments), *comparisons.cells(name, measured)) for name, measured in found]
+    return markdown.table(comparisons.HEADS, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -117,7 +124,8 @@ def _report(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
         told = (
             "Prints finished runs as a Markdown table. A run is a folder that search.run wrote, or s3://bucket/path.\n"
-            f"{BESIDE}: prints what stands beside each run's configuration: baselines, and students."
+            f"{BESIDE}: prints what stands beside each run's configuration: baselines, if it is not quintile, and the "
+            "students in its folder and in those below it. Folders NAME-0, NAME-1 and so on are seeds of one recipe."
         )
         print(f"usage: {USAGE}\n\n{told}")
         return

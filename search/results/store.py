@@ -30,6 +30,7 @@ BUDGET = ("mac_exact_all", "validation_mac_exact_all")  # so they do these
 FORWARDS = ("layer_forwards",)  # nor had they this
 MEASURES = ("accuracy", "drop_points", "drop_error_points")  # of a split, in baselines and fronts
 SPLITS = ("validation", "test")
+CHOSEN = "chosen"  # what baselines.parquet calls the configuration that the run chose
 
 
 def schema(layers: Sequence[str]) -> pa.Schema:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from approx_env.adapt import correction, student
-from approx_env.adapt.finetune import FineTuning, Recipe
+from approx_env.adapt.finetune import BETAS, BIAS_RATE, CODE_RATE, GAIN_RATE, FineTuning, Recipe
 from approx_env.adapt.simulation import Configuration
 from approx_env.env import measured
 from approx_env.int8.network import Network
@@ -102,18 +102,16 @@ def _trained(
     print(f"fine-tuning: {tuning.steps} steps of {tuning.batch} images, gradients in {tuning.precision}", flush=True)
     checkpoint = Checkpoint(adaptation.output / CHECKPOINT, _identity(adaptation), "step")
     tuning.resume(checkpoint)
-    curve, losses, since = [], [], time.perf_counter()
-    latest = None
+    curve, losses = checkpoint.notes or ([], [])  # points so far, and losses since the last one
+    begun, since, latest = len(losses), time.perf_counter(), None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("fine-tuning steps", total=tuning.steps, completed=tuning.done)
         while tuning.done < tuning.steps:
             losses.append(tuning.advance())
             progress.update(task, completed=tuning.done)
-            if tuning.done % CHECKPOINT_STEPS == 0:
-                tuning.save(checkpoint)
             if tuning.done * MEASUREMENTS // tuning.steps > (tuning.done - 1) * MEASUREMENTS // tuning.steps:
-                seconds = (time.perf_counter() - since) / len(losses)
+                seconds = (time.perf_counter() - since) / (len(losses) - begun)
                 latest = _scored(validation, tuning.student(), tuning.configuration())
                 point = {"step": tuning.done, "loss": sum(losses) / len(losses),
                          "drop_points": latest.score.drop_points, "kd": latest.score.kd,
@@ -124,7 +122,10 @@ def _trained(
                     f"{point['drop_points']:.2f}, KD {point['kd']:.4f}, {seconds:.2f} s a step", highlight=False,
                     soft_wrap=True,
                 )  # fmt: skip
-                losses, since = [], time.perf_counter()
+                losses, begun, since = [], 0, time.perf_counter()
+            if tuning.done % CHECKPOINT_STEPS == 0:
+                checkpoint.notes = curve, losses
+                tuning.save(checkpoint)
     return latest or _scored(validation, tuning.student(), tuning.configuration()), curve
 
 
@@ -140,6 +141,7 @@ def _identity(adaptation: Adaptation) -> dict[str, Any]:
         "images": adaptation.job.dataset.digest,
         "layers": {name: [list(codes), tmax] for name, (codes, tmax) in adaptation.configuration.items()},
         "correction": adaptation.method,
+        "rates": [BIAS_RATE, GAIN_RATE, CODE_RATE, *BETAS],
     } | asdict(adaptation.recipe)
 
 

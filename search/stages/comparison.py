@@ -23,7 +23,6 @@ from search.results.store import SPLITS
 if TYPE_CHECKING:  # loading Ray takes seconds, and who asks for costs alone needs none
     from search.workers.runners import Runners
 
-CHOSEN = "chosen"
 Outcome = Mapping[str, Any]  # of `env.measured`
 
 
@@ -59,7 +58,7 @@ def rows(
     Args:
         chosen: tmax of each layer, and what the configuration scored on validation and on test.
     """
-    made = [_row(CHOSEN, *chosen, energy)]
+    made = [_row(store.CHOSEN, *chosen, energy)]
     for baseline, validation in found:
         made.append(_row(baseline.name, baseline.limits, validation, measured(test.evaluate(baseline.tables)), energy))
     return made

@@ -29,12 +29,13 @@ def run(job: Job, handle: ray.actor.ActorHandle) -> None:
         names = {f"{row['episode_id'].partition('@')[0]}@{images}": row for row in rows}
         written = ray.get(handle.written.remote(list(names)))  # before this run was cut off
         todo = {name: row for name, row in names.items() if name not in written}
-        runners = Runners(problem, min(settings.runners, len(todo)), settings.gpus)
-        with closing(runners), LiveLine(handle, len(rows), images):
-            scores = runners.evaluate([store.codes_of(row, layers) for row in todo.values()])
-            for (name, row), outcome in zip(todo.items(), scores, strict=True):
-                recorders[row["seed"]].add(name, row["episode"], outcome, search_images=images)
-            for recorder in recorders.values():
-                recorder.wait()
+        if todo:
+            runners = Runners(problem, min(settings.runners, len(todo)), settings.gpus)
+            with closing(runners), LiveLine(handle, len(rows), images):
+                scores = runners.evaluate([store.codes_of(row, layers) for row in todo.values()])
+                for (name, row), outcome in zip(todo.items(), scores, strict=True):
+                    recorders[row["seed"]].add(name, row["episode"], outcome, search_images=images)
+                for recorder in recorders.values():
+                    recorder.wait()
         print(f"{len(rows)} of {candidates} configurations promoted to {images} images, "
               f"scored in {time.monotonic() - began:.1f} s", flush=True)  # fmt: skip

@@ -80,7 +80,14 @@ class Runners:
     def _work(self, method: str, arguments: Sequence[tuple]) -> Iterator[Any]:
         """Calls a method of whichever runner is free with each of the arguments; yields the results in order."""
         if self._here:
-            yield from (getattr(self._here, method)(*each) for each in arguments)
+            for each in arguments:
+                try:
+                    result = getattr(self._here, method)(*each)
+                except InputError:
+                    raise
+                except Exception as error:
+                    raise raised(error) from error
+                yield result
             return
         waiting, done = deque(range(len(arguments))), {}
         idle: list[int] = []  # places in the list of actors

@@ -138,6 +138,10 @@ def test_a_killed_training_goes_on_and_ends_like_an_undisturbed_one(folder, tmp_
     one, other = (load_file(place / store.STUDENT_ARRAYS) for place in (folder, tmp_path / "whole"))
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)
+    curves = [json.loads((place / "finetune.json").read_text())["curve"] for place in (folder, tmp_path / "whole")]
+    assert len(curves[0]) == 10
+    timeless = [[point | {"step_seconds": None} for point in curve] for curve in curves]
+    assert timeless[0] == timeless[1]
 
 
 def test_bad_input_is_told_at_once(folder, tmp_path, capsys):

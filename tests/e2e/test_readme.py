@@ -20,11 +20,13 @@ EXAMPLES = [
 ]
 
 
-def test_results_table_is_read_from_the_committed_runs(monkeypatch):
+def test_results_tables_are_read_from_the_committed_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    folders = sorted(Path("results/reference").iterdir())
-    assert len(folders) == 6
-    assert report.table(folders) in (ROOT / "README.md").read_text()
+    reference, readme = Path("results/reference"), (ROOT / "README.md").read_text()
+    assert report.table(sorted(reference.iterdir())) in readme
+    problems = ("alexnet", "squeezenet", "squeezenet-all")
+    folders = [reference / f"{problem}-{search}" for problem in problems for search in ("quintile", "hill")]
+    assert report.beside(folders) in readme
 
 
 def test_speed_table_is_read_from_the_committed_measurement():

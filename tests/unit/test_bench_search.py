@@ -67,7 +67,7 @@ def test_what_was_cut_off_goes_on_and_ends_as_if_it_was_not(bench, scored, tmp_p
     again, _, _ = bench(f"{ASKED} --evaluations 12")
     order, told = ["algorithm", "seed", "evaluation"], ["return", "drop_points", "layer_forwards"]
     assert again.sort_values(order)[told].values.tolist() == rows.sort_values(order)[told].values.tolist()
-    assert "| hill | 2 |" in output and (tmp_path / "search-squeezenet_compact-16.svg").exists()
+    assert "| hill | 2 |" in output and len(list(tmp_path.glob("search-squeezenet_compact-*-16.svg"))) == 1
 
 
 def test_what_begins_by_gradients_has_them(bench):
@@ -113,16 +113,40 @@ def rows(algorithm: str, *seeds: list[float]) -> list[dict]:
     ]
 
 
-def test_the_best_so_far_never_falls_and_goes_on_behind_the_end():
+def line(frame: pd.DataFrame, algorithm: str) -> list[str]:
+    lines = search_curves.table(frame, pd.DataFrame()).splitlines()
+    (found,) = (line for line in lines if line.startswith(f"| {algorithm} |"))
+    return [cell.strip() for cell in found.split("|")[1:-1]]
+
+
+def test_the_best_so_far_never_falls_and_ends_with_the_search():
     curves = search_curves.best_so_far(pd.DataFrame(rows("hill", [0.1, 0.3, 0.2], [0.4])))
-    assert curves.to_numpy().T.tolist() == [[0.1, 0.3, 0.3], [0.4, 0.4, 0.4]]
+    assert curves.fillna(-1).to_numpy().T.tolist() == [[0.1, 0.3, 0.3], [0.4, -1, -1]]
+
+
+def test_a_search_that_was_cut_off_counts_for_no_mean_and_no_difference():
+    frame = pd.DataFrame(rows("hill", [0.5, 0.5], [0.1]) + rows("de", [0.5, 0.6], [0.4, 0.9]) + rows("quintile", [0.2]))
+    assert line(frame, "hill")[1:3] == ["1 of 2", ""]
+    assert line(frame, "de")[1:4] == ["2", "0.7500", "+0.1000 (+0.1000 to +0.1000)"]
+    assert line(frame, "quintile")[1:3] == ["1", "0.2000"]  # it is fixed, and so it is whole
+    alone = pd.DataFrame(rows("hill", [0.5]) + [row | {"seed": 7} for row in rows("de", [0.6])])
+    assert line(alone, "de")[3] == ""  # no seed is shared
+
+
+def test_searches_of_two_teachers_are_two_tables(tmp_path, capsys):
+    common = {"model": "alexnet", "images": 16, "codes": [1, 2, 3, 4]}
+    both = [row | common | {"teacher": teacher} for teacher in ("old", "new") for row in rows("hill", [0.5])]
+    bench_search.Tables(tmp_path).add(bench_search.ROWS, both)
+    assert bench_search.main(["--draw", "--results", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "alexnet (teacher old)" in told and "alexnet (teacher new)" in told
+    assert len(list(tmp_path.glob("search-alexnet-*-16.svg"))) == 2
 
 
 def test_differences_are_of_the_same_seeds():
     """By hand: +0.1 in one seed and +0.3 in the other; the third has no partner."""
     frame = pd.DataFrame(rows("hill", [0.5], [0.1]) + rows("de", [0.6], [0.4], [9.0]))
-    (line,) = (line for line in search_curves.table(frame, pd.DataFrame()).splitlines() if line.startswith("| de"))
-    assert "+0.2000 (+0.1000 to +0.3000)" in line
+    assert "+0.2000 (+0.1000 to +0.3000)" in line(frame, "de")
 
 
 def test_an_interval_of_equal_values_has_no_width():

@@ -68,6 +68,15 @@ def test_what_was_saved_comes_back(path, capsys):
     assert other["network"].weight.flatten().tolist() == pytest.approx([0.5 - 0.95, 0.0 - 1.9])
 
 
+def test_notes_come_back(path):
+    checkpoint, other = Checkpoint(path, IDENTITY), Checkpoint(path, IDENTITY)
+    checkpoint.notes = [{"step": 3, "loss": 0.5}], [0.25]
+    checkpoint.save(4, parts(1.0))
+    other.resume(parts(0.0))
+    assert other.notes == [[{"step": 3, "loss": 0.5}], [0.25]]
+    assert Checkpoint(path, IDENTITY).notes is None
+
+
 def test_a_later_epoch_replaces_an_earlier_one(path):
     checkpoint = Checkpoint(path, IDENTITY)
     checkpoint.save(1, parts(1.0))

@@ -4,7 +4,7 @@ struct network_count {
     uint64_t executed;            /* multiplications that were computed for them */
 };
 
-/* Is shown what each step has computed: codes, or logits of eight bytes, as (height, width, channel). */
+/* Called after each step with what it computed: codes, or logits of eight bytes, as (height, width, channel). */
 typedef void network_observer(const void *data, size_t bytes);
 
 /* Takes an image (channel, height, width) to its logits. `seen` may be NULL. Not for several threads at once. */

@@ -1,7 +1,7 @@
 /* Tells how many images a network gets right: main IMAGES LABELS [TRACE]
  *
  * IMAGES holds raw bytes, (channel, height, width) of one image after the other; LABELS whole numbers as text. What
- * every step computes is written to TRACE, as golden/trace.bin has it on little-endian machines.
+ * every step computes is written to TRACE, as golden.trace has it on little-endian machines.
  */
 #include "network.h"
 
