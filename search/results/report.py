@@ -108,7 +108,7 @@ def beside(folders: Sequence[str | os.PathLike]) -> str:
             found = list(comparisons.lines(folder, _search(arguments), arguments["algorithm"] != "quintile"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"what stands beside {folder} cannot be read ({error}): {BESIDE} wants a run with {store.BASELINES}, and "
+                f"what stands beside {folder} cannot be read ({error}): {BESIDE} wants {store.BASELINES}, and "
                 f"students whose {store.STUDENT_SUMMARY} is whole; NAME-0, NAME-1 and so on are seeds of one recipe"
             ) from error
         rows += [(_network(best, arguments), *comparisons.cells(name, measured)) for name, measured in found]
