@@ -273,7 +273,7 @@ class _Model:
     @staticmethod
     def _ended(search: Search, known: list[dict]) -> bool:
         """Whether it has nothing left to propose."""
-        return search.algorithm in config.FIXED and len(known) > 0
+        return algorithms.is_fixed(search.algorithm) and len(known) > 0
 
 
 def settings(arguments: argparse.Namespace, model: str) -> config.Settings:

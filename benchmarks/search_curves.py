@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from approx_env import markdown
-from search.config import FIXED
+from search import algorithms
 
 SHOWN = (16, 64, 256, 1024)  # evaluations whose best return a table has, besides the last
 REFERENCE = "hill"  # what others are compared with, seed by seed
@@ -44,7 +44,7 @@ def table(rows: pd.DataFrame, choices: pd.DataFrame) -> str:
     last = int(rows["evaluation"].max()) + 1
     counts = [*(count for count in SHOWN if count < last), last]
     curves = {name: best_so_far(part).reindex(range(last)) for name, part in rows.groupby("algorithm")}
-    curves |= {name: curves[name].ffill() for name in FIXED if name in curves}
+    curves |= {name: curves[name].ffill() for name in curves if algorithms.is_fixed(name)}
     heads = ("algorithm", "seeds", *(f"best return at {count}" for count in counts), f"minus {REFERENCE}'s (95 %)",
              "layer-forwards an evaluation", "ms an evaluation", "drop on validation", "on test")  # fmt: skip
     ordered = sorted(curves, key=lambda name: -curves[name].iloc[-1].fillna(-np.inf).mean())

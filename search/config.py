@@ -22,7 +22,6 @@ from search.objectives import OBJECTIVES
 from search.workers import processes
 
 ALGORITHMS = algorithms.NAMES
-FIXED = ("quintile", "reconstruction")  # propose one configuration, whatever the seed
 ACCURACIES = ("hard", "soft")
 DEFAULT_SEARCH_IMAGES = 1024
 
@@ -68,7 +67,7 @@ class Settings:
     sites: str = option("standard", "what is approximated: the usual layers, or all that is multiplied", choices=SITES)
     algorithm: str = option("ppo", "how to search", choices=ALGORITHMS)
     episodes: int | None = integer(
-        None, f"configurations to score in each search (default 320; {', '.join(FIXED)}: 1)", 1
+        None, "configurations to score in each search (default 320; 1 if the algorithm proposes no more)", 1
     )
     seeds: tuple[int, ...] = option(
         (0,),
@@ -161,7 +160,7 @@ class Settings:
     @property
     def budget(self) -> int:
         """Configurations to score in each search."""
-        return self.episodes or (1 if self.algorithm in FIXED else 320)
+        return self.episodes or (1 if algorithms.is_fixed(self.algorithm) else 320)
 
     @property
     def runners(self) -> int:
@@ -249,7 +248,7 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.engine == "vector" and settings.device != "cpu":
         text = f"--engine vector runs on the cpu, and --device {settings.device} came: use --engine portable"
         yield {"engine", "device"}, text
-    if settings.algorithm in FIXED and (settings.budget != 1 or len(settings.seeds) != 1):
+    if algorithms.is_fixed(settings.algorithm) and (settings.budget != 1 or len(settings.seeds) != 1):
         text = f"--algorithm {settings.algorithm} is one fixed configuration: --episodes must be 1 and --seeds one seed"
         yield {"algorithm", "episodes", "seeds"}, text
     if settings.finetune_epochs is not None and "://" in settings.results:

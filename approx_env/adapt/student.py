@@ -61,7 +61,7 @@ def read(path: str | os.PathLike) -> Student:
 def as_layers(configuration: Configuration) -> dict[str, dict[str, int]]:
     """Codes and tmax by layer, as `best.json` has them; `codes_of` reads them."""
     return {
-        name: {f"{code}_code": int(value) for code, value in zip((*tap.CODES, "tmax"), (*codes, tmax), strict=True)}
+        name: {f"{code}_code": int(value) for code, value in zip(tap.WITH_TMAX, (*codes, tmax), strict=True)}
         for name, (codes, tmax) in configuration.items()
     }
 
@@ -76,7 +76,7 @@ def codes_of(layers: Mapping[str, Mapping[str, int]], names: Sequence[str]) -> d
         raise ValueError(f"there must be codes for the layers {', '.join(names)}, got {', '.join(layers)}")
     found = {}
     for name in names:
-        *codes, tmax = (layers[name][f"{code}_code"] for code in (*tap.CODES, "tmax"))
+        *codes, tmax = (layers[name][f"{code}_code"] for code in tap.WITH_TMAX)
         if not all(type(code) is int for code in (*codes, tmax)):
             raise ValueError(f"codes of {name} must be whole numbers, got {layers[name]}")
         tap.check(codes, tmax)

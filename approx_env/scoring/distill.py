@@ -63,6 +63,15 @@ def class_accuracies(logits: Logits, labels: np.ndarray | torch.Tensor, classes:
     return [float(right[labels == each].mean()) if (labels == each).any() else None for each in range(classes)]
 
 
+def with_interval(drop: float, error: float) -> str:
+    """A drop with its 95 % interval, from its standard error, both in percentage points.
+
+    >>> with_interval(1.0, 0.5)
+    '1.00 ± 0.98'
+    """
+    return f"{drop:.2f} ± {INTERVAL * error:.2f}"
+
+
 def drop_error_points(student: Logits, teacher: Logits, labels: np.ndarray | torch.Tensor) -> float:
     """Standard error of the drop from teacher to student, percentage points.
 

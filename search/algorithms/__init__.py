@@ -9,6 +9,7 @@ A module has
   fifth is the layer's own tmax;
 - `start(problem, images)`, if it begins with a configuration that follows from the problem and from calibration images
   alone. The driver computes it once, and every search gets it as `options.start`;
+- `FIXED = True`, if it proposes one configuration, whatever the seed;
 - `FRONT = True`, if it makes something of scores with two objectives (`--objective pareto`).
 
 An algorithm that cannot be driven so has `trial(calibration, options, **where)` in place of `Search`: a Tune trainable
@@ -63,6 +64,11 @@ NAMES = names()
 def find(name: str) -> ModuleType:
     """The module of an algorithm, one of `NAMES`."""
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def is_fixed(name: str) -> bool:
+    """Whether an algorithm proposes one configuration, whatever the seed."""
+    return hasattr(find(name), "FIXED")
 
 
 def options(algorithm: ModuleType, settings: object) -> Any:

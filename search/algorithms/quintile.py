@@ -10,6 +10,8 @@ from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.evaluator import Configuration
 from search.algorithms import Score
 
+FIXED = True
+
 
 @dataclass(frozen=True)
 class Options:

@@ -16,7 +16,7 @@ from approx_env import markdown
 from approx_env.errors import InputError, exit_status
 from approx_env.int8.cost import KINDS
 from search import objectives
-from search.results import comparisons, inspection, store
+from search.results import beside, inspection, store
 from search.results.folder import Folder
 
 BESIDE = "--beside"
@@ -93,7 +93,7 @@ def table(folders: Sequence[str | os.PathLike]) -> str:
     return markdown.table(HEADS[:last], [cells[:last] for cells in rows])
 
 
-def beside(folders: Sequence[str | os.PathLike]) -> str:
+def table_beside(folders: Sequence[str | os.PathLike]) -> str:
     """The table of what stands beside each run's configuration.
 
     Raises:
@@ -105,14 +105,14 @@ def beside(folders: Sequence[str | os.PathLike]) -> str:
         arguments = about["arguments"]
         try:
             inspection.check_baselines(folder, about)
-            found = list(comparisons.lines(folder, _search(arguments), arguments["algorithm"] != "quintile"))
+            found = list(beside.lines(folder, _search(arguments), arguments["algorithm"] != "quintile"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"what stands beside {folder} cannot be read ({error}): {BESIDE} wants {store.BASELINES}, and "
                 f"students whose {store.STUDENT_SUMMARY} is whole; NAME-0, NAME-1 and so on are seeds of one recipe"
             ) from error
-        rows += [(_network(best, arguments), *comparisons.cells(name, measured)) for name, measured in found]
-    return markdown.table(comparisons.HEADS, rows)
+        rows += [(_network(best, arguments), *beside.cells(name, measured)) for name, measured in found]
+    return markdown.table(beside.HEADS, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +129,7 @@ def _report(arguments: list[str]) -> None:
         )
         print(f"usage: {USAGE}\n\n{told}")
         return
-    shown = beside if BESIDE in arguments else table
+    shown = table_beside if BESIDE in arguments else table
     arguments = [argument for argument in arguments if argument != BESIDE]
     unknown = [argument for argument in arguments if argument.startswith("-")]
     if unknown:

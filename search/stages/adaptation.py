@@ -20,6 +20,7 @@ from approx_env.adapt.finetune import BETAS, BIAS_RATE, CODE_RATE, GAIN_RATE, Fi
 from approx_env.adapt.simulation import Configuration
 from approx_env.env import measured
 from approx_env.int8.network import Network
+from approx_env.scoring.distill import with_interval
 from approx_env.scoring.evaluator import Evaluator, Score
 from approx_env.teachers.checkpoint import Checkpoint
 from search import codes
@@ -192,4 +193,4 @@ def _closing_table(scores: Mapping[str, Score], chosen: str, test: Score) -> Non
 
 
 def _drop(score: Score) -> str:
-    return f"{score.drop_points:.2f} ± {comparison.INTERVAL * score.drop_error_points:.2f}"
+    return with_interval(score.drop_points, score.drop_error_points)

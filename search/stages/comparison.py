@@ -15,7 +15,7 @@ from approx_env.int8.energy import SCOPE, Energy
 from approx_env.scoring import baselines
 from approx_env.scoring.baselines import Baseline
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.distill import INTERVAL
+from approx_env.scoring.distill import with_interval
 from approx_env.scoring.evaluator import Configuration, Evaluator
 from search.results import store
 from search.results.store import SPLITS
@@ -100,9 +100,7 @@ def parquet(compared: Sequence[Mapping[str, Any]], run: str, model: str, dataset
 
 def drops(row: Mapping[str, Any]) -> list[str]:
     """The drops on validation and on test, with a 95 % interval."""
-    return [
-        f"{row[f'{split}_drop_points']:.2f} ± {INTERVAL * row[f'{split}_drop_error_points']:.2f}" for split in SPLITS
-    ]
+    return [with_interval(row[f"{split}_drop_points"], row[f"{split}_drop_error_points"]) for split in SPLITS]
 
 
 def show(compared: Sequence[Mapping[str, Any]], energy: Energy) -> None:

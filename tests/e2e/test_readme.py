@@ -26,7 +26,7 @@ def test_results_tables_are_read_from_the_committed_runs(monkeypatch):
     assert report.table(sorted(reference.iterdir())) in readme
     problems = ("alexnet", "squeezenet", "squeezenet-all")
     folders = [reference / f"{problem}-{search}" for problem in problems for search in ("quintile", "hill")]
-    assert report.beside(folders) in readme
+    assert report.table_beside(folders) in readme
 
 
 def test_speed_table_is_read_from_the_committed_measurement():

@@ -13,7 +13,7 @@ from approx_env import data, env, tap
 from approx_env.scoring import baselines, calibration
 from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 from approx_env.teachers import store as teachers
-from search import algorithms, config
+from search import algorithms
 from search.results import store
 from search.results.folder import Folder
 from tests import command
@@ -240,7 +240,7 @@ def test_the_same_seed_gives_the_same_rows_however_many_env_runners_share_the_wo
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", sorted(set(algorithms.NAMES).difference(ARGUMENTS)))
 def test_the_other_algorithms_run_by_the_same_command(algorithm):
-    episodes = 1 if algorithm in config.FIXED else EPISODES
+    episodes = 1 if algorithms.is_fixed(algorithm) else EPISODES
     finished = command.run(SQUEEZENET + f"{algorithm} --episodes {episodes}")
     assert finished.status == 0, finished.errors
     assert list(finished.rows["episode"]) == list(range(episodes))

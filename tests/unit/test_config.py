@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from approx_env.errors import InputError
-from search import config
+from search import algorithms, config
 from search.config import Settings
 
 # Every flag of the command, and the words in its help that name its unit (none: it has no unit).
@@ -187,7 +187,7 @@ def test_devices(device):
     assert config.parse(["--engine", "portable", "--device", device]).device == device
 
 
-@pytest.mark.parametrize("algorithm", config.FIXED)
+@pytest.mark.parametrize("algorithm", filter(algorithms.is_fixed, algorithms.NAMES))
 def test_one_configuration_is_one_episode_unless_told(algorithm):
     assert config.parse(["--algorithm", algorithm]).budget == 1
     assert config.parse(["--algorithm", "random", "--episodes", "7"]).budget == 7

@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from approx_env.errors import InputError
-from search import algorithms, config
+from search import algorithms
 from search.results import store
 from search.stages import trainable
 from search.stages.trainable import FAILURE, AskTellSearch
@@ -73,14 +73,14 @@ def run(made: AskTellSearch) -> dict:
 @pytest.mark.parametrize("name", ASK_TELL)
 @pytest.mark.parametrize("budget", [1, 7, 20])
 def test_exactly_the_budget_is_scored(search, name, budget):
-    budget = 1 if name in config.FIXED else budget
+    budget = 1 if algorithms.is_fixed(name) else budget
     sink = Sink()
     assert run(search(sink, name, budget))["episodes"] == budget
     assert sink.recorded == list(range(budget))
     assert list(sink.rows) == [f"{name}-seed3-{episode}" for episode in range(budget)]
 
 
-@pytest.mark.parametrize("name", sorted(set(ASK_TELL).difference(config.FIXED)))
+@pytest.mark.parametrize("name", [name for name in ASK_TELL if not algorithms.is_fixed(name)])
 def test_the_number_of_runners_changes_no_row(search, name):
     rows = []
     for runners in (0, 1, 2, 16):

@@ -16,7 +16,7 @@ import numpy as np
 from approx_env.export.deployment import Deployment
 from approx_env.int8.network import Network
 from approx_env.int8.nodes import HALF, SHIFT, Concatenation, MaxPool, Site, Weighted
-from approx_env.tap import CODE_COUNT, CODES
+from approx_env.tap import CODE_COUNT, WITH_TMAX
 
 ARRAYS, TABLES = "tables.npz", "tables.json"
 NEVER = 2**31 - 1  # a threshold that no sum reaches
@@ -111,7 +111,7 @@ def _layer_behind(network: Network, tensor: str) -> str | None:
 
 def _layer(deployment: Deployment, node: Site) -> dict[str, Any]:
     codes, tmax = deployment.configuration[node.name]
-    named = dict(zip((*CODES, "tmax"), (*map(int, codes), int(tmax)), strict=True))
+    named = dict(zip(WITH_TMAX, (*map(int, codes), int(tmax)), strict=True))
     scale = deployment.network.scales[node.name]
     return {"name": node.name, "file": deployment.files[node.name], "scale": scale, **named}
 

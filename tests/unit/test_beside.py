@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from search.results import comparisons, report, store
+from search.results import beside, report, store
 from search.results.folder import Folder
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "squeezenet-random"
@@ -40,8 +40,8 @@ def student(folder: Path, drop: float, seed: int = 0, epochs: float = 1) -> None
 
 
 def rows(folder: Path, baselines: bool = True) -> list[tuple[str, ...]]:
-    found = comparisons.lines(Folder(folder), "hill, kd", baselines)
-    return [comparisons.cells(name, measured) for name, measured in found]
+    found = beside.lines(Folder(folder), "hill, kd", baselines)
+    return [beside.cells(name, measured) for name, measured in found]
 
 
 def test_baselines_and_students_of_several_seeds_are_lines(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from approx_env.scoring.distill import INTERVAL
+from approx_env.scoring.distill import with_interval
 from search.results import store
 from search.results.folder import Folder
 
@@ -74,8 +74,7 @@ def cells(name: str, measured: Sequence[Line]) -> tuple[str, ...]:
     """The cells behind the network's; means over seeds, and the range of drops on test."""
     mean = {key: sum(line[key] for line in measured) / len(measured) for key in measured[0]
             if isinstance(measured[0][key], float)}  # fmt: skip
-    drops = [f"{mean[f'{split}_drop_points']:.2f} ± {INTERVAL * mean[f'{split}_drop_error_points']:.2f}"
-             for split in store.SPLITS]  # fmt: skip
+    drops = [with_interval(mean[f"{split}_drop_points"], mean[f"{split}_drop_error_points"]) for split in store.SPLITS]
     if len(measured) > 1:
         tests = [line["test_drop_points"] for line in measured]
         name, drops[1] = f"{name}, {len(measured)} seeds", f"{drops[1]} ({min(tests):.2f} to {max(tests):.2f})"
