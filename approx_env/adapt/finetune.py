@@ -40,7 +40,9 @@ class Recipe:
     rate: float = number(0.03, "Adam's first rate, units of a weight's last place", above=0, high=10)
     temperature: float = number(2.0, "temperature of the KD loss, logits", above=0, high=1000)
     labels: bool = switch(False, "adds the cross entropy with the labels to the loss")
-    learn_codes: bool = switch(False, "trains t1, v1, t2 and v2 of each layer, too")
+    learn_codes: bool = switch(
+        False, "trains t1, v1, t2 and v2 of each layer, too; tmax follows, so that as many activations stay exact"
+    )
     seed: int = integer(0, "of order, shifts and mirrors", 0)
 
 
@@ -56,7 +58,8 @@ class FineTuning:
         configuration: codes and tmax by layer.
         images: pixels `(n, 3, h, w) uint8` as `Dataset.load(whole=True)` gives them, and labels `(n,) int64`.
         mirrored: whether a mirrored image keeps its class.
-        engine, device: what the teacher runs on, as `engines.build` takes them; the student is on `device`.
+        engine: what the teacher runs on if `device` is the CPU, as `engines.build` takes it.
+        device: where the student is trained, as torch names it.
     """
 
     def __init__(
@@ -80,7 +83,10 @@ class FineTuning:
         self.steps = round(recipe.epochs * self._epoch_steps)
         if recipe.epochs:
             self.steps = max(1, self.steps)
-        self._teacher = engines.build(teacher, engine, device)
+        if device == "cpu":
+            self._teacher = engines.build(teacher, engine).forward
+        else:  # where an engine would wait for each batch
+            self._teacher = Simulation(pool_first(teacher), {}).requires_grad_(False).to(device)
         self._start = start
         bf16 = bf16_in_hardware(device)
         self.precision = "bf16" if bf16 else "float32"  # of the products of gradients
@@ -89,22 +95,23 @@ class FineTuning:
         )
         # Adam's own rate is that of a group in the first step.
         factors = {"weights": 1.0, "biases": BIAS_RATE, "gains": GAIN_RATE}
-        if recipe.learn_codes:
-            factors["codes"] = CODE_RATE
         groups = [
             {"params": list(getattr(self._simulation, name)), "factor": factor} for name, factor in factors.items()
         ]
+        if recipe.learn_codes:
+            groups.append({"params": [self._simulation.codes], "factor": CODE_RATE})
+            self._simulation.hold_exact(self._drawn()[0])
         self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True)
 
-    def advance(self) -> float:
-        """Takes a step and returns its loss, before the step."""
+    def advance(self) -> torch.Tensor:
+        """Takes a step and returns its loss `() float64`, before the step, on the device."""
         pixels, labels = self._drawn()
         with torch.no_grad():
-            wanted = self._teacher.forward(pixels).to(self._device)
+            wanted = self._teacher(pixels)
         logits = self._simulation(pixels)
         loss = kd_loss(logits, wanted, self._recipe.temperature)
         if self._recipe.labels:
-            loss = loss + F.cross_entropy(logits, labels.to(self._device))
+            loss = loss + F.cross_entropy(logits, labels)
         self._adam.zero_grad(set_to_none=True)
         loss.backward()
         share = (1 + math.cos(math.pi * self.done / self.steps)) / 2
@@ -113,7 +120,7 @@ class FineTuning:
         self._adam.step()
         self._simulation.project()
         self.done += 1
-        return loss.item()
+        return loss.detach()
 
     def student(self) -> Network:
         """The INT8 student as it is now.
@@ -150,7 +157,7 @@ class FineTuning:
         chosen = order[position * self.batch : (position + 1) * self.batch]
         flip = flips(len(order), epoch, self._recipe.seed)[chosen] & self._mirrored
         pixels = augment(self._pixels[chosen], self._side, flip, 0, self._generator(2 * self.done + 1))
-        return pixels, self._labels[chosen]
+        return pixels.to(self._device), self._labels[chosen].to(self._device)
 
     def _generator(self, number: int) -> torch.Generator:
         """A stream of its own for each number; torch takes 63 bits."""

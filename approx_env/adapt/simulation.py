@@ -1,6 +1,6 @@
 """An INT8 network under TAP as a float module that computes the same integers, and through which gradients pass.
 
-Weights, biases, multipliers and, if they are learnt, TAP's four codes are float parameters near integers; each pass
+Weights, biases, multipliers and, if they are learnt, TAP's codes and tmax are float parameters near integers; each pass
 rounds them. Activations are rounded and approximated. Rounding and TAP pass the gradient as if they were not there; the
 cut at 0 and 255 passes none. `straight_through` has the operators, their sources, and what they cut besides.
 
@@ -49,7 +49,8 @@ class Simulation(nn.Module):
     Args:
         network: whose numbers it starts from.
         configuration: codes and tmax by layer; a layer that is missing stays exact.
-        learn_codes: whether gradients reach t1, v1, t2 and v2.
+        learn_codes: whether gradients reach t1, v1, t2 and v2. Then tmax has one, too, that leaves as large a share of
+            a layer's codes exact as `hold_exact` has found; a layer without a tail keeps tmax 255.
         bf16: whether gradients of convolutions are products of bf16.
 
     Raises:
@@ -63,10 +64,12 @@ class Simulation(nn.Module):
         for codes, tmax in configuration.values():
             tap.check(codes, tmax)
         self._network, self._bf16 = network, bf16
-        self._tmax = {name: tmax for name, (_, tmax) in configuration.items()}
-        self.codes = nn.ParameterList(_parameter(np.array(codes)) for codes, _ in configuration.values())
-        self.codes.requires_grad_(learn_codes)
-        self._codes = {name: position for position, name in enumerate(configuration)}
+        self._rows = {name: row for row, name in enumerate(configuration)}  # of the codes
+        codes = np.array([(*codes, tmax) for codes, tmax in configuration.values()]).reshape(-1, len(tap.WITH_TMAX))
+        self.codes = _parameter(codes).requires_grad_(learn_codes)
+        highest = np.where(codes[:, 4] < tap.HIGHEST_CODE, tap.HIGHEST_CODE - 1, tap.HIGHEST_CODE)  # tmax
+        self.register_buffer("_highest", torch.from_numpy(highest).float(), persistent=False)
+        self.register_buffer("_exact", torch.zeros(len(codes)))  # share of each layer's codes that tmax leaves exact
         nodes = [node for node in network.nodes if isinstance(node, Weighted)]
         self._index = {node.name: position for position, node in enumerate(nodes)}
         self.weights, self.biases, self._multipliers = (
@@ -87,8 +90,8 @@ class Simulation(nn.Module):
 
     def input(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images as the first nodes read them, by name."""
-        x = data.standardise(pixels) if self._network.standardised else pixels
-        return {INPUT: in_order(x.to(self.weights[0].device).float())}
+        x = pixels.to(self.codes.device)
+        return {INPUT: in_order((data.standardise(x) if self._network.standardised else x).float())}
 
     def onwards(self, tensors: Mapping[str, torch.Tensor], last: str | None = None) -> dict[str, torch.Tensor]:
         """`tensors` by name, and what follows from them: every node's output, or those up to node `last`."""
@@ -109,7 +112,16 @@ class Simulation(nn.Module):
 
     def configuration(self) -> dict[str, tuple[tuple[int, ...], int]]:
         """Codes and tmax by layer, as they are now."""
-        return {name: (tuple(map(int, self._rounded_codes(name).tolist())), tmax) for name, tmax in self._tmax.items()}
+        rows = (self.codes + 0.5).floor().int().tolist()
+        return {name: (tuple(codes), tmax) for name, (*codes, tmax) in zip(self._rows, rows, strict=True)}
+
+    @torch.no_grad()
+    def hold_exact(self, pixels: torch.Tensor) -> None:
+        """Measures the share of each layer's codes that tmax leaves exact on these images, for tmax to keep it."""
+        tensors = self.outputs(pixels)
+        for name, row in self._rows.items():
+            (before,) = self._network.by_name[name].inputs
+            self._exact[row] = (tensors[before] > self.codes[row, 4]).float().mean()
 
     @torch.no_grad()
     def project(self) -> None:
@@ -117,13 +129,11 @@ class Simulation(nn.Module):
 
         It follows each step of an optimizer.
         """
-        for codes, tmax in zip(self.codes, self._tmax.values(), strict=True):
-            if not codes.requires_grad:
-                continue
-            lowest = 1.0
-            for place in range(4):  # at least 1 apart, so that no two round to one
-                codes[place].clamp_(lowest, tmax - (3 - place))
-                lowest = codes[place].item() + 1
+        if self.codes.requires_grad:  # the four at least 1 apart, so that no two round to one
+            tmax = self.codes[:, 4:].clamp_(4).clamp_(max=self._highest[:, None])
+            apart = torch.arange(4.0, device=tmax.device)
+            below = torch.minimum(self.codes[:, :4] - apart, tmax - 3).clamp_(1)
+            self.codes[:, :4] = below.cummax(1).values + apart
         for weight in self.weights:
             weight.clamp_(-HIGHEST_WEIGHT, HIGHEST_WEIGHT)
             second = weight[:, 1::2]
@@ -153,9 +163,11 @@ class Simulation(nn.Module):
                     return total
                 return Instead.apply(total / places, ((total + places // 2) / places).floor()).float()
             case Site():
-                if node.name not in self._tmax:
+                if node.name not in self._rows:
                     return x
-                return Approximate.apply(x, self._rounded_codes(node.name), self._tmax[node.name])
+                row = self._rows[node.name]
+                codes = self.codes[row]
+                return Approximate.apply(x, Instead.apply(codes, (codes + 0.5).floor()), self._exact[row])
         raise NotImplementedError(type(node).__name__)
 
     def _weighted(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
@@ -171,10 +183,6 @@ class Simulation(nn.Module):
             value = sums.double() * multiplier.double().view(-1, *[1] * (weight.dim() - 2))
             return value.clamp(min=0) if node.relu else value
         return Requantise.apply(sums, multiplier / (1 << SHIFT))
-
-    def _rounded_codes(self, layer: str) -> torch.Tensor:
-        codes = self.codes[self._codes[layer]]
-        return Instead.apply(codes, (codes + 0.5).floor())
 
     def _numbers(self, node: Weighted) -> list[torch.Tensor]:
         """Weight, bias and multiplier, rounded."""

@@ -1,8 +1,9 @@
 """Integer operators that give gradients as if they did not round: the straight-through estimator.
 
 Source: Bengio et al., arXiv:1308.3432. A threshold's gradient comes from the codes near it. The gradient of v1 is the
-sum over what became v1, and that of v2 likewise: Esser et al., 'Learned step size quantization', ICLR 2020. In float32
-on a CPU the loops are numba's, because torch takes 36 times as long over TAP. Elsewhere they are torch's.
+sum over what became v1, and that of v2 likewise: Esser et al., 'Learned step size quantization', ICLR 2020. tmax goes
+after a quantile: Koenker & Bassett, 'Regression quantiles', Econometrica 46, 1978. In float32 on a CPU the loops are
+numba's, because torch takes 36 times as long over TAP. Elsewhere they are torch's, and nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -34,44 +35,48 @@ class Instead(torch.autograd.Function):
 
 
 class Approximate(torch.autograd.Function):
-    """TAP of codes `x float32` under `codes (4,) float32`, whole numbers, and tmax."""
+    """TAP of codes `x float32` under `codes (5,) float32`, whole numbers, tmax among them.
+
+    tmax has the gradient of the pinball loss, whose minimum leaves the share `exact` of the codes above it.
+    """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, codes: torch.Tensor, tmax: int) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor, codes: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
         x = in_order(x)
-        ctx.save_for_backward(x, codes)
-        ctx.tmax = tmax
-        t1, v1, t2, v2 = codes.tolist()
-        # Without a tail, a code far above v2 becomes v2 whatever it is. So none above v2 + (v2 - t2) has a gradient.
-        ctx.highest = 2 * v2 - t2 if tmax == tap.HIGHEST_CODE else tap.HIGHEST_CODE
+        ctx.save_for_backward(x, codes, exact)
         if _fast(x):
             y = torch.empty_like(x)
-            _approximate(_flat(x), _flat(y), *np.array([t1, v1, t2, v2, tmax], np.float32))
+            _approximate(_flat(x), _flat(y), *codes.numpy())
             return y
+        t1, v1, t2, v2, tmax = codes.to(x.dtype)
         y = torch.where(x <= tmax, v2, x)
         y = torch.where(x <= t2, v1, y)
         return torch.where(x <= t1, 0.0, y)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
-        x, codes = ctx.saved_tensors
-        of_x = gradient * (x <= ctx.highest) if ctx.highest < tap.HIGHEST_CODE else gradient
+        x, codes, exact = ctx.saved_tensors
+        t1, v1, t2, v2, tmax = codes
+        # Without a tail, a code far above v2 becomes v2 whatever it is. So none above v2 + (v2 - t2) has a gradient.
+        highest = torch.where(tmax == tap.HIGHEST_CODE, 2 * v2 - t2, tap.HIGHEST_CODE)
+        of_x = gradient if _fast(x) and highest == tap.HIGHEST_CODE else gradient * (x <= highest)
         if not ctx.needs_input_grad[1]:
             return of_x, None, None
-        t1, v1, t2, v2 = codes.tolist()
         gradient = in_order(gradient)
         if _fast(x):
-            sums = np.zeros(4)
-            _code_sums(_flat(x), _flat(gradient), *np.array([t1, t2, ctx.tmax, REACH], np.float32), sums)
-            at_t1, at_v1, at_t2, at_v2 = sums.tolist()
+            sums = np.zeros(5)
+            _code_sums(_flat(x), _flat(gradient), *codes[[0, 2, 4]].numpy(), np.float32(REACH), sums)
+            at_t1, at_v1, at_t2, at_v2, above = torch.from_numpy(sums)
         else:
             near = [(x > t - REACH) & (x <= t + REACH) for t in (t1, t2)]
-            within = [(x > low) & (x <= high) for low, high in ((t1, t2), (t2, ctx.tmax))]
+            within = [(x > low) & (x <= high) for low, high in ((t1, t2), (t2, tmax))]
             masks = (near[0], within[0], near[1], within[1])
-            at_t1, at_v1, at_t2, at_v2 = ((gradient * mask).sum().item() for mask in masks)
+            at_t1, at_v1, at_t2, at_v2 = ((gradient * mask).sum() for mask in masks)
+            above = (x > tmax).sum()
         # A threshold that grows by one takes v1 (or v2 - v1) from the codes that it passes.
-        of_codes = [-v1 * at_t1 / (2 * REACH), at_v1, -(v2 - v1) * at_t2 / (2 * REACH), at_v2]
-        return of_x, codes.new_tensor(of_codes), None
+        of_t1, of_t2 = -v1 * at_t1 / (2 * REACH), -(v2 - v1) * at_t2 / (2 * REACH)
+        of_codes = torch.stack([of_t1, at_v1, of_t2, at_v2, exact - above / x.numel()])
+        return of_x, of_codes.to(codes.dtype), None
 
 
 class Requantise(torch.autograd.Function):
@@ -154,19 +159,21 @@ def _approximate(x, y, t1, v1, t2, v2, tmax):
 
 @_reordered
 def _code_sums(x, gradient, t1, t2, tmax, reach, sums):
-    """Adds the gradient near t1, of v1, near t2 and of v2 to `sums (4,) float64`."""
-    none = np.float32(0)
-    at_t1, at_v1, at_t2, at_v2 = 0.0, 0.0, 0.0, 0.0
+    """Adds the gradient near t1, of v1, near t2 and of v2, and the codes above tmax, to `sums (5,) float64`."""
+    none, one = np.float32(0), np.float32(1)
+    at_t1, at_v1, at_t2, at_v2, above = 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(x.size):
         code, g = x[i], gradient[i]
         at_t1 += g if abs(code - t1 - np.float32(0.5)) < reach else none
         at_t2 += g if abs(code - t2 - np.float32(0.5)) < reach else none
         at_v1 += g if (code > t1) & (code <= t2) else none
         at_v2 += g if (code > t2) & (code <= tmax) else none
+        above += one if code > tmax else none
     sums[0] += at_t1
     sums[1] += at_v1
     sums[2] += at_t2
     sums[3] += at_v2
+    sums[4] += above
 
 
 @_compiled

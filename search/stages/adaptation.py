@@ -98,23 +98,24 @@ def _trained(
     images = job.dataset.load("train", whole=True)
     tuning = FineTuning(
         job.problem.network, begin, adaptation.configuration, images, recipe, mirrored=job.dataset.mirrored,
-        engine=job.settings.engine if adaptation.device == "cpu" else "portable", device=adaptation.device,
+        engine=job.settings.engine, device=adaptation.device,
     )  # fmt: skip
     print(f"fine-tuning: {tuning.steps} steps of {tuning.batch} images, gradients in {tuning.precision}", flush=True)
     checkpoint = Checkpoint(adaptation.output / CHECKPOINT, _identity(adaptation), "step")
     tuning.resume(checkpoint)
-    curve, losses = checkpoint.notes or ([], [])  # points so far, and losses since the last one
-    begun, since, latest = len(losses), time.perf_counter(), None
+    curve, total, count = checkpoint.notes or ([], 0.0, 0)  # points so far; sum and number of the losses since
+    begun, since, latest = count, time.perf_counter(), None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("fine-tuning steps", total=tuning.steps, completed=tuning.done)
         while tuning.done < tuning.steps:
-            losses.append(tuning.advance())
+            total, count = total + tuning.advance(), count + 1
             progress.update(task, completed=tuning.done)
             if tuning.done * MEASUREMENTS // tuning.steps > (tuning.done - 1) * MEASUREMENTS // tuning.steps:
-                seconds = (time.perf_counter() - since) / (len(losses) - begun)
+                loss = float(total) / count
+                seconds = (time.perf_counter() - since) / (count - begun)
                 latest = _scored(validation, tuning.student(), tuning.configuration())
-                point = {"step": tuning.done, "loss": sum(losses) / len(losses),
+                point = {"step": tuning.done, "loss": loss,
                          "drop_points": latest.score.drop_points, "kd": latest.score.kd,
                          "step_seconds": seconds}  # fmt: skip
                 curve.append(point)
@@ -123,9 +124,9 @@ def _trained(
                     f"{point['drop_points']:.2f}, KD {point['kd']:.4f}, {seconds:.2f} s a step", highlight=False,
                     soft_wrap=True,
                 )  # fmt: skip
-                losses, begun, since = [], 0, time.perf_counter()
+                total, count, begun, since = 0.0, 0, 0, time.perf_counter()
             if tuning.done % CHECKPOINT_STEPS == 0:
-                checkpoint.notes = curve, losses
+                checkpoint.notes = curve, float(total), count
                 tuning.save(checkpoint)
     return latest or _scored(validation, tuning.student(), tuning.configuration()), curve
 

@@ -24,8 +24,9 @@ def operator(small):
 
 @pytest.fixture
 def begin(small, operator):
-    def make(recipe: Recipe = RECIPE, **changes) -> FineTuning:
-        return FineTuning(small.network, small.network, operator, (small.images, small.labels), recipe, **changes)
+    def make(recipe: Recipe = RECIPE, configuration=operator, **changes) -> FineTuning:
+        images = (small.images, small.labels)
+        return FineTuning(small.network, small.network, configuration, images, recipe, **changes)
 
     return make
 
@@ -90,9 +91,28 @@ def test_learnt_codes_move_and_stay_valid(begin, operator):
     fixed, learnt = (finished(begin(replace(RECIPE, epochs=8, rate=1.0, learn_codes=on))) for on in (False, True))
     assert fixed.configuration() == operator
     assert learnt.configuration() != operator
-    for (codes, tmax), (_, before) in zip(learnt.configuration().values(), operator.values(), strict=True):
+    for codes, tmax in learnt.configuration().values():
         tap.check(codes, tmax)
-        assert tmax == before
+
+
+@pytest.mark.parametrize("away", [-20, 20])
+def test_tmax_keeps_the_share_of_exact_activations(begin, operator, away):
+    """From wherever it is."""
+    tuning = begin(Recipe(epochs=1000, batch_size=48, rate=0.5, learn_codes=True))
+    tuning._simulation.requires_grad_(False).codes.requires_grad_(True)
+    before = tuning._simulation.state_dict()["_exact"].clone()
+    with torch.no_grad():
+        tuning._simulation.codes[:, 4] += away
+    for _ in range(100):
+        tuning.advance()
+    tuning._simulation.hold_exact(tuning._drawn()[0])
+    torch.testing.assert_close(tuning._simulation.state_dict()["_exact"], before, atol=0.03, rtol=0)
+
+
+def test_without_a_tail_tmax_stays(begin, operator):
+    without = {name: (codes, 255) for name, (codes, _) in operator.items()}
+    learnt = finished(begin(replace(RECIPE, epochs=8, rate=1.0, learn_codes=True), configuration=without))
+    assert {tmax for _, tmax in learnt.configuration().values()} == {255}
 
 
 @pytest.mark.parametrize("learn", [False, True], ids=["fixed codes", "learnt codes"])

@@ -55,20 +55,22 @@ def test_codes_have_the_gradients_of_what_they_make(dtype):
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (3, 4, 5, 5), generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(x.shape, generator=generator).to(dtype)
-    codes = torch.tensor([40.0, 60, 120, 150], dtype=dtype, requires_grad=True)
+    codes = torch.tensor([40.0, 60, 120, 150, 200], dtype=dtype, requires_grad=True)
+    exact = torch.tensor(0.1)
 
     def total(**moved) -> float:
-        changed = dict(zip(("t1", "v1", "t2", "v2"), codes.detach().clone(), strict=True)) | moved
-        return (Approximate.apply(x.detach(), torch.stack(list(changed.values())), 200) * weight).sum().item()
+        changed = dict(zip(tap.WITH_TMAX, codes.detach().clone(), strict=True)) | moved
+        return (Approximate.apply(x.detach(), torch.stack(list(changed.values())), exact) * weight).sum().item()
 
-    of_x, of_codes = torch.autograd.grad((Approximate.apply(x, codes, 200) * weight).sum(), (x, codes))
+    of_x, of_codes = torch.autograd.grad((Approximate.apply(x, codes, exact) * weight).sum(), (x, codes))
     assert torch.equal(of_x, weight)
-    t1, v1, t2, v2 = (code.detach() for code in codes)
+    t1, v1, t2, v2, tmax = (code.detach() for code in codes)
     expected = [
         (total(t1=t1 + 2) - total(t1=t1 - 2)) / 4,
         total(v1=v1 + 1) - total(),
         (total(t2=t2 + 2) - total(t2=t2 - 2)) / 4,
         total(v2=v2 + 1) - total(),
+        0.1 - (x > tmax).double().mean().item(),
     ]
     assert of_codes.tolist() == pytest.approx(expected, abs=1e-3)
 
@@ -90,15 +92,24 @@ def test_convolutions_of_whole_numbers_have_torchs_gradients(bf16):
         assert (one - other).norm() <= (0.01 if bf16 else 1e-5) * other.norm()
 
 
-def test_moved_codes_stay_valid(ramp):
-    simulation = Simulation(ramp, {"ramp": ((5, 12, 20, 32), 40)}, learn_codes=True)
+@pytest.mark.parametrize("tmax", [40, 255])
+def test_moved_codes_stay_valid(ramp, tmax):
+    simulation = Simulation(ramp, {"ramp": ((5, 12, 20, 32), tmax)}, learn_codes=True)
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
         with torch.no_grad():
-            simulation.codes[0] += 30 * torch.randn(4, generator=generator)
+            simulation.codes += 60 * torch.randn(1, 5, generator=generator)
         simulation.project()
-        ((codes, tmax),) = simulation.configuration().values()
-        tap.check(codes, tmax)
+        ((codes, moved),) = simulation.configuration().values()
+        tap.check(codes, moved)
+        assert moved < 255 or tmax == 255
+
+
+def test_the_held_share_is_of_what_the_student_has(ramp):
+    """Pixels 138 and 158 are codes 10 and 30."""
+    simulation = Simulation(ramp, {"ramp": ((1, 2, 3, 4), 20)}, learn_codes=True)
+    simulation.hold_exact(torch.tensor([[[[138, 138, 158, 158, 138, 158, 138, 138]]]], dtype=torch.uint8))
+    assert simulation.state_dict()["_exact"].tolist() == [3 / 8]
 
 
 def test_instead():
