@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from approx_env.adapt.replay import Replayed
 from approx_env.adapt.requantisation import with_numbers
 from approx_env.adapt.simulation import Configuration, Simulation
 from approx_env.engines import build as engines
@@ -79,6 +80,7 @@ class FineTuning:
         self._pixels, self._labels = (torch.from_numpy(part) for part in images)
         self.batch = min(recipe.batch_size, len(self._labels))
         self._epoch_steps = len(self._labels) // self.batch
+        self._epoch = None, None  # and how it is shuffled
         self.done = 0  # steps
         self.steps = round(recipe.epochs * self._epoch_steps)
         if recipe.epochs:
@@ -101,11 +103,27 @@ class FineTuning:
         if recipe.learn_codes:
             groups.append({"params": [self._simulation.codes], "factor": CODE_RATE})
             self._simulation.hold_exact(self._drawn()[0])
-        self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True)
+        self._step = self._taken
+        if device != "cpu":  # a graph reads its rates from the device
+            groups = [group | {"lr": torch.tensor(recipe.rate, device=device)} for group in groups]
+            self._step = Replayed(self._taken)
+        self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True, capturable=device != "cpu")
 
     def advance(self) -> torch.Tensor:
         """Takes a step and returns its loss `() float64`, before the step, on the device."""
-        pixels, labels = self._drawn()
+        share = (1 + math.cos(math.pi * self.done / self.steps)) / 2
+        for group in self._adam.param_groups:
+            rate = self._recipe.rate * group["factor"] * share
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        loss = self._step(*self._drawn())
+        self.done += 1
+        return loss
+
+    def _taken(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Takes a step on these images, and returns its loss."""
         with torch.no_grad():
             wanted = self._teacher(pixels)
         logits = self._simulation(pixels)
@@ -114,12 +132,8 @@ class FineTuning:
             loss = loss + F.cross_entropy(logits, labels)
         self._adam.zero_grad(set_to_none=True)
         loss.backward()
-        share = (1 + math.cos(math.pi * self.done / self.steps)) / 2
-        for group in self._adam.param_groups:
-            group["lr"] = self._recipe.rate * group["factor"] * share
         self._adam.step()
         self._simulation.project()
-        self.done += 1
         return loss.detach()
 
     def student(self) -> Network:
@@ -153,11 +167,20 @@ class FineTuning:
     def _drawn(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The images and labels of the next step."""
         epoch, position = divmod(self.done, self._epoch_steps)
-        order = torch.randperm(len(self._labels), generator=self._generator(2 * epoch))
+        order, flip = self._shuffled(epoch)
         chosen = order[position * self.batch : (position + 1) * self.batch]
-        flip = flips(len(order), epoch, self._recipe.seed)[chosen] & self._mirrored
-        pixels = augment(self._pixels[chosen], self._side, flip, 0, self._generator(2 * self.done + 1))
-        return pixels.to(self._device), self._labels[chosen].to(self._device)
+        pixels = augment(self._pixels[chosen], self._side, flip[chosen], 0, self._generator(2 * self.done + 1))
+        batch = pixels, self._labels[chosen]
+        if self._device == "cpu":
+            return batch
+        return tuple(part.pin_memory().to(self._device, non_blocking=True) for part in batch)
+
+    def _shuffled(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The order of an epoch's images, and which images it mirrors."""
+        if self._epoch[0] != epoch:
+            order = torch.randperm(len(self._labels), generator=self._generator(2 * epoch))
+            self._epoch = epoch, (order, flips(len(order), epoch, self._recipe.seed) & self._mirrored)
+        return self._epoch[1]
 
     def _generator(self, number: int) -> torch.Generator:
         """A stream of its own for each number; torch takes 63 bits."""

@@ -51,14 +51,14 @@ class Approximate(torch.autograd.Function):
         t1, v1, t2, v2, tmax = codes.to(x.dtype)
         y = torch.where(x <= tmax, v2, x)
         y = torch.where(x <= t2, v1, y)
-        return torch.where(x <= t1, 0.0, y)
+        return y.masked_fill_(x <= t1, 0)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         x, codes, exact = ctx.saved_tensors
         t1, v1, t2, v2, tmax = codes
         # Without a tail, a code far above v2 becomes v2 whatever it is. So none above v2 + (v2 - t2) has a gradient.
-        highest = torch.where(tmax == tap.HIGHEST_CODE, 2 * v2 - t2, tap.HIGHEST_CODE)
+        highest = (2 * v2 - t2).masked_fill_(tmax < tap.HIGHEST_CODE, tap.HIGHEST_CODE)
         of_x = gradient if _fast(x) and highest == tap.HIGHEST_CODE else gradient * (x <= highest)
         if not ctx.needs_input_grad[1]:
             return of_x, None, None
