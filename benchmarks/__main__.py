@@ -11,6 +11,7 @@ from benchmarks import (
     bench_cluster,
     bench_engines,
     bench_evaluator,
+    bench_objective,
     bench_scaling,
     bench_search,
     bench_store,
@@ -25,18 +26,19 @@ BENCHMARKS = {
     "scaling": bench_scaling.measure,
     "cluster": bench_cluster.measure,
 }
+LONG = {"search": bench_search.main, "objective": bench_objective.main}
 RESULTS = Path(__file__).with_name("results")
 
 
 def main() -> None:
     """Runs the benchmarks asked for, prints what they say of the claims, and writes it to `ratios.json`.
 
-    `search` is none of them: it takes hours, measures no speed, and has options of its own.
+    `search` and `objective` are none of them: they take hours, measure no speed, and have options of their own.
     """
-    if sys.argv[1:2] == ["search"]:
-        sys.exit(bench_search.main(sys.argv[2:]))
+    if sys.argv[1:2] and sys.argv[1] in LONG:
+        sys.exit(LONG[sys.argv[1]](sys.argv[2:]))
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    told = f"{', '.join(BENCHMARKS)} (default: all these); or search, with options of its own"
+    told = f"{', '.join(BENCHMARKS)} (default: all these); or {' or '.join(LONG)}, with options of its own"
     parser.add_argument("names", nargs="*", metavar="NAME", help=told)
     parser.add_argument("--quick", action="store_true", help="few repetitions: to see that it works, not how fast")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where to write")

@@ -209,7 +209,7 @@ class Bench:
     def run(self) -> None:
         """Every search of every model, seeds in the outer loop: what is cut off has something of every algorithm."""
         for model in self._arguments.models:
-            prepared = job.prepare(settings(self._arguments, model))
+            prepared = job.prepare(settings(model, self._arguments.images, self._arguments.data_dir))
             bench = _Model(prepared, self._tables, self._arguments.evaluations)
             for seed in range(self._arguments.seeds):
                 for algorithm in self._arguments.algorithms:
@@ -276,15 +276,13 @@ class _Model:
         return algorithms.is_fixed(search.algorithm) and len(known) > 0
 
 
-def settings(arguments: argparse.Namespace, model: str) -> config.Settings:
+def settings(model: str, images: int, data_dir: Path | None) -> config.Settings:
     """Those of a search of this model."""
-    if arguments.data_dir is None:
-        return config.parse([f"--model={model}", f"--search-images={arguments.images}"])
-    teacher = TEACHERS / f"{model}-imagefolder-{arguments.data_dir.name}.int8.json"
-    return config.parse([
-        f"--model={model}", f"--search-images={arguments.images}", "--dataset=imagefolder",
-        f"--data-dir={arguments.data_dir}", f"--teacher={teacher}",
-    ])  # fmt: skip
+    given = [f"--model={model}", f"--search-images={images}"]
+    if data_dir is not None:
+        teacher = TEACHERS / f"{model}-imagefolder-{data_dir.name}.int8.json"
+        given += ["--dataset=imagefolder", f"--data-dir={data_dir}", f"--teacher={teacher}"]
+    return config.parse(given)
 
 
 def _listed(text: str) -> list[str]:
@@ -295,18 +293,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; ends with status 2 if it is wrong."""
     parser = argparse.ArgumentParser("python -m benchmarks search", description=__doc__.splitlines()[0])
     parser.add_argument("--algorithms", type=_listed, default=DEFAULT, metavar="LIST", help=f"of {', '.join(ALL)}")
-    parser.add_argument("--models", type=_listed, default=["alexnet", "squeezenet"], metavar="LIST")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N - 1")
     parser.add_argument("--evaluations", type=int, default=1024, metavar="N", help="of each search")
     parser.add_argument("--images", type=int, default=1024, metavar="N", help="search images")
+    add_arguments(parser)
+    return checked(parser, argv, ("seeds", "evaluations", "images"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what the benchmarks of searches have in common."""
+    parser.add_argument("--models", type=_listed, default=["alexnet", "squeezenet"], metavar="LIST")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N - 1")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="image folder (default: the bundled digits)")
     parser.add_argument("--draw", action="store_true", help="tables and curves of the rows that are there; no search")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where rows are and go")
+
+
+def checked(parser: argparse.ArgumentParser, argv: Sequence[str], counts: Sequence[str]) -> argparse.Namespace:
+    """What the command line says; ends with status 2 if a name is unknown, or one of `counts` below 1."""
     arguments = parser.parse_args(argv)
     for name, known in (("algorithms", ALL), ("models", tuple(models.MODELS))):
-        if strange := set(getattr(arguments, name)) - set(known):
+        if strange := set(getattr(arguments, name, ())) - set(known):
             parser.error(f"--{name}: there is no {', '.join(sorted(strange))}: choose from {', '.join(known)}")
-    for name in ("seeds", "evaluations", "images"):
+    for name in counts:
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     return arguments
