@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from approx_env.adapt.replay import Replayed
 from approx_env.adapt.requantisation import with_numbers
 from approx_env.adapt.simulation import Configuration, Simulation
 from approx_env.engines import build as engines
@@ -103,27 +102,11 @@ class FineTuning:
         if recipe.learn_codes:
             groups.append({"params": [self._simulation.codes], "factor": CODE_RATE})
             self._simulation.hold_exact(self._drawn()[0])
-        self._step = self._taken
-        if device != "cpu":  # a graph reads its rates from the device
-            groups = [group | {"lr": torch.tensor(recipe.rate, device=device)} for group in groups]
-            self._step = Replayed(self._taken)
-        self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True, capturable=device != "cpu")
+        self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True)
 
     def advance(self) -> torch.Tensor:
         """Takes a step and returns its loss `() float64`, before the step, on the device."""
-        share = (1 + math.cos(math.pi * self.done / self.steps)) / 2
-        for group in self._adam.param_groups:
-            rate = self._recipe.rate * group["factor"] * share
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
-        loss = self._step(*self._drawn())
-        self.done += 1
-        return loss
-
-    def _taken(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Takes a step on these images, and returns its loss."""
+        pixels, labels = self._drawn()
         with torch.no_grad():
             wanted = self._teacher(pixels)
         logits = self._simulation(pixels)
@@ -132,8 +115,12 @@ class FineTuning:
             loss = loss + F.cross_entropy(logits, labels)
         self._adam.zero_grad(set_to_none=True)
         loss.backward()
+        share = (1 + math.cos(math.pi * self.done / self.steps)) / 2
+        for group in self._adam.param_groups:
+            group["lr"] = self._recipe.rate * group["factor"] * share
         self._adam.step()
         self._simulation.project()
+        self.done += 1
         return loss.detach()
 
     def student(self) -> Network:
@@ -170,10 +157,7 @@ class FineTuning:
         order, flip = self._shuffled(epoch)
         chosen = order[position * self.batch : (position + 1) * self.batch]
         pixels = augment(self._pixels[chosen], self._side, flip[chosen], 0, self._generator(2 * self.done + 1))
-        batch = pixels, self._labels[chosen]
-        if self._device == "cpu":
-            return batch
-        return tuple(part.pin_memory().to(self._device, non_blocking=True) for part in batch)
+        return pixels.to(self._device), self._labels[chosen].to(self._device)
 
     def _shuffled(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The order of an epoch's images, and which images it mirrors."""
