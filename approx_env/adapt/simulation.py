@@ -129,11 +129,13 @@ class Simulation(nn.Module):
 
         It follows each step of an optimizer.
         """
-        if self.codes.requires_grad:  # the four at least 1 apart, so that no two round to one
-            tmax = self.codes[:, 4:].clamp_(4).clamp_(max=self._highest[:, None])
-            apart = torch.arange(4.0, device=tmax.device)
-            below = torch.minimum(self.codes[:, :4] - apart, tmax - 3).clamp_(1)
-            self.codes[:, :4] = below.cummax(1).values + apart
+        if self.codes.requires_grad:
+            *four, tmax = self.codes.unbind(1)
+            tmax.clamp_(4).clamp_(max=self._highest)
+            lowest = torch.ones_like(tmax)
+            for place, codes in enumerate(four):  # at least 1 apart, so that no two round to one
+                codes.copy_(codes.minimum(tmax - (3 - place)).maximum(lowest))
+                lowest = codes + 1
         for weight in self.weights:
             weight.clamp_(-HIGHEST_WEIGHT, HIGHEST_WEIGHT)
             second = weight[:, 1::2]
