@@ -31,7 +31,7 @@ from approx_env.scoring.evaluator import Evaluator, Score
 from search import config, subject
 from search.subject import Subject
 
-OPTIONS = (*subject.OPTIONS, "split", "images", "cost", "json")
+OPTIONS = (*subject.OPTIONS, "split", "images", "kd_temperature", "cost", "json")
 DESCRIPTION = "Scores TAP codes of an INT8 CNN on a split of its images."
 
 
@@ -90,6 +90,7 @@ def _measured(found: Subject, settings: Settings) -> dict[str, Any]:
         "acc_student": score.accuracy,
         **_drop(score),
         "kd": score.kd,
+        "kd_temperature": scorer.reward.kd_temperature,
         "at": score.at,
         "share_of_all_macs": score.covered,
         "shares": _by_kind(score.shares),

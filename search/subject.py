@@ -19,7 +19,7 @@ from approx_env.errors import InputError
 from approx_env.int8 import energy
 from approx_env.int8.network import Network
 from approx_env.int8.sites import CHOICES, with_sites
-from approx_env.options import option
+from approx_env.options import number, option
 from approx_env.scoring import calibration
 from approx_env.scoring.evaluator import Problem, Reward
 from approx_env.teachers import models
@@ -49,6 +49,9 @@ class Settings(config.Settings):
     dataset: str | None = option(None, f"images {FOLLOWS}", choices=data.DATASETS)
     teacher: str | None = option(None, ".int8.json of the teacher (default: the run's, or shipped)", metavar="FILE")
     sites: str | None = option(None, f"layers of the network {FOLLOWS}", choices=CHOICES)
+    kd_temperature: float | None = number(
+        None, f"temperature of the KD loss, logits {FOLLOWS}, or {Reward.kd_temperature:g}", above=0, high=1000
+    )
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Subject:
         """Scores the codes on the first `images` of a split."""
         limits = {name: tmax for name, (_, tmax) in self.configuration.items()}
         return Problem(
-            self.network, calibration.uncounted(limits), *self.dataset.load(split, images), Reward(),
+            self.network, calibration.uncounted(limits), *self.dataset.load(split, images),
+            Reward(kd_temperature=self.settings.kd_temperature),
             self.settings.engine, self.settings.device, energy.read(self.settings.cost),
             self.student.network if self.student else None,
         )  # fmt: skip
@@ -133,7 +137,8 @@ def _told(place: str | None) -> tuple[dict[str, Any], dict[str, Any] | None, str
     try:
         about = inspection.run_json(folder)
         arguments = about["arguments"]
-        odd = [name for name in ("dataset", "data_dir", "teacher") if not isinstance(arguments.get(name), str | None)]
+        kinds = {"dataset": str, "data_dir": str, "teacher": str, "kd_temperature": int | float}
+        odd = [name for name, kind in kinds.items() if not isinstance(arguments.get(name), kind | None)]
         if odd or arguments.get("sites") not in (None, *CHOICES):
             raise ValueError(f"{store.RUN}: arguments.{(odd or ['sites'])[0]} is none that a search has")
     except (OSError, ValueError) as error:
@@ -156,6 +161,7 @@ def _settled(settings: Settings, about: dict[str, Any], told: dict[str, Any] | N
         data_dir=settings.data_dir or (run.get("data_dir") if settings.dataset in (None, run.get("dataset")) else None),
         teacher=settings.teacher or (run.get("teacher") if settings.model in (None, run.get("model")) else None),
         sites=settings.sites or run.get("sites"),
+        kd_temperature=settings.kd_temperature or run.get("kd_temperature") or Reward.kd_temperature,
     )
     if settled.dataset == "digits" and settings.data_dir:
         raise InputError(f"--data-dir {settings.data_dir}: these codes are of digits, which is bundled: leave it out, "

@@ -68,6 +68,22 @@ def test_it_is_the_evaluators_score(digits, teacher):
     assert found["layers"] == layers_of(LIMITS) and found["notes"] == []
 
 
+def test_kd_has_the_temperature_of_the_run_unless_another_is_asked_for(made, tmp_path):
+    """The run's codes stand in for any: only its arguments are read here."""
+    (tmp_path / "r").mkdir()
+    about = json.loads((ROOT / "results" / "reference" / "squeezenet-quintile" / "run.json").read_text())
+    about["arguments"] |= {"model": MODEL, "dataset": "digits", "data_dir": None, "teacher": None, "kd_temperature": 5.0}
+    (tmp_path / "r" / "run.json").write_text(json.dumps(about))
+    (tmp_path / "r" / "best.json").write_text(json.dumps({"layers": layers_of(LIMITS)}))
+    run, layers = {"codes": str(tmp_path / "r")}, {"codes": layers_of(LIMITS)}
+    kd = {}
+    for name, given in {"run": run, "asked": run | {"kd_temperature": 2.0}, "plain": layers}.items():
+        found = evaluate.evaluate(**given, **FEW)
+        kd[name] = found["kd_temperature"], found["kd"]
+    assert kd["run"][0] == 5 and kd["asked"] == kd["plain"] and kd["plain"][0] == 2
+    assert kd["run"][1] == evaluate.evaluate(**layers, kd_temperature=5.0, **FEW)["kd"] != kd["plain"][1]
+
+
 def test_each_class_by_hand(digits, teacher):
     images, labels = digits.load("validation", IMAGES)
     configuration = student.codes_of(layers_of(LIMITS), tuple(LIMITS))
@@ -183,7 +199,8 @@ def test_bad_input(edited, made, tmp_path, capsys):
     )
 
 
-@pytest.mark.parametrize("name, value", [("dataset", 5), ("data_dir", []), ("teacher", {}), ("sites", "some")])
+@pytest.mark.parametrize("name, value", [("dataset", 5), ("data_dir", []), ("teacher", {}), ("sites", "some"),
+                                         ("kd_temperature", "hot")])  # fmt: skip
 def test_a_run_json_that_no_search_wrote(name, value, tmp_path, capsys):
     shutil.copytree(ROOT / "results" / "reference" / "squeezenet-quintile", tmp_path / "r")
     about = json.loads((tmp_path / "r" / "run.json").read_text())
