@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import nn
 
 from approx_env import tap
-from search.algorithms.ppo.policy import LAYER, CodeDistribution, CodePolicy
+from search.algorithms.ppo.policy import LAYER, MOVES, MOVES_RANGE, WIDTH, CodeDistribution, CodePolicy
 
 TMAX = (15, 16, 35, 110, 255)
 START = [tap.quintile(tmax) for tmax in TMAX]
@@ -138,20 +138,48 @@ def test_what_is_drawn_follows_the_probabilities():
     assert (shares - expected).abs().max() < 5 * math.sqrt(0.25 / count)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_median_of_a_fresh_policy_is_the_start_configuration(seed):
-    actions = build(seed).draw(torch.full((len(TMAX), 1, 4), 0.5))[Columns.ACTIONS][:, 0]
-    assert (actions - torch.tensor(START)).abs().max() <= 2
+def test_the_median_of_any_policy_is_the_incumbent(policy, start):
+    median = torch.full((len(TMAX), 1, policy.draws), 0.5)
+    assert torch.equal(policy.draw(median)[Columns.ACTIONS][:, 0], torch.tensor(start))
+    other = policy.draw(numbers(1, seed=5, draws=policy.draws))[Columns.ACTIONS][:, 0]
+    policy.centre(other)
+    assert torch.equal(policy.draw(median)[Columns.ACTIONS][:, 0], other)
 
 
-def test_a_fresh_policy_draws_tmax_around_the_calibrated_one_and_the_others_keep_their_shares_of_it():
-    actions = build(start=WITH_TMAX).draw(numbers(1000, draws=5))[Columns.ACTIONS].double()
-    for place, tmax in enumerate(TMAX[:4]):
-        drawn = actions[place, :, 4]
-        assert drawn.median().item() == pytest.approx(tmax, abs=max(2, 0.03 * tmax))
-        assert drawn.std().item() == pytest.approx(max(0.005 * 251, 0.1 * tmax), rel=0.25)
-    shares = actions[3, :, 3] / actions[3, :, 4]
-    assert shares.median().item() == pytest.approx(0.8, abs=0.03)
+def moved(policy: CodePolicy, start: list[tuple], episodes: int = 2000) -> torch.Tensor:
+    """Which codes differ from the incumbent's: `(layers, episodes, draws)`."""
+    actions = policy.draw(numbers(episodes, draws=policy.draws))[Columns.ACTIONS]
+    return actions != torch.tensor(start).unsqueeze(1)
+
+
+def test_an_episode_of_a_fresh_policy_moves_a_few_codes():
+    """A code that others push aside moves too, so that there are some more."""
+    count = moved(build(), START).sum((0, 2)).double()
+    assert 0.9 * MOVES < count.mean() < 1.4 * MOVES and (count == 0).double().mean() < 0.1
+
+
+def test_no_policy_freezes_or_draws_all_anew():
+    for bias, times in zip((50.0, -50.0), MOVES_RANGE, strict=True):
+        policy = build()
+        with torch.no_grad():
+            policy.heads.bias[:, 2] = bias
+        count = moved(policy, START).sum((0, 2)).double().mean().item()
+        assert count == pytest.approx(times * MOVES, rel=0.45)
+
+
+def test_a_code_moves_by_the_width_as_a_share_of_tmax():
+    policy = build()
+    actions = policy.draw(numbers(4000))[Columns.ACTIONS].double()
+    of_t1 = actions[4, :, 0] - START[4][0]
+    assert of_t1[of_t1 != 0].std().item() == pytest.approx(WIDTH * 255, rel=0.1)
+
+
+def test_where_tmax_moves_the_others_keep_their_shares_of_it():
+    actions = build(start=WITH_TMAX).draw(numbers(4000, draws=5))[Columns.ACTIONS].double()
+    far = (actions[3, :, 4] - TMAX[3]).abs() > 10
+    assert 0.01 < far.double().mean() < 0.2
+    shares = actions[3, far, 3] / actions[3, far, 4]
+    assert shares.median().item() == pytest.approx(START[3][3] / TMAX[3], abs=0.01)
 
 
 def test_an_episode_draws_with_its_own_numbers_alone():
@@ -210,7 +238,7 @@ def test_gradients_are_finite_and_reach_every_weight(policy):
 
 
 def test_learning_moves_the_policy_towards_rewarded_codes():
-    """A few steps of plain policy gradient on 'a high v2 of layer 4 is good' raise its mean."""
+    """A few steps of plain policy gradient on 'a high v2 of layer 4 is good' raise its mean: it moves up, and oftener."""
     policy = build()
     optimizer = torch.optim.Adam(policy.parameters(), 1e-2)
     means = []
@@ -224,7 +252,7 @@ def test_learning_moves_the_policy_towards_rewarded_codes():
         (-seen.logp(actions) * advantage).mean().backward()
         nn.utils.clip_grad_norm_(policy.parameters(), 0.5)
         optimizer.step()
-    assert means[-1] > means[0] + 20
+    assert means[-1] > means[0] + 5
 
 
 def test_the_distribution_does_not_draw_by_itself():

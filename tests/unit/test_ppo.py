@@ -105,6 +105,11 @@ def test_an_episode_depends_on_its_number_and_not_on_those_beside_it(recorded):
     assert together[0] != together[1]
 
 
+def test_the_first_episode_of_a_search_is_the_incumbent(recorded):
+    first, second = actions(episodes.attempt(env_runner(), "weights", 0, 2))
+    assert first == [[128] * 4] * 2 != second
+
+
 def test_an_exception_in_an_env_runner_comes_back_with_its_text(recorded):
     part = episodes.attempt(env_runner(module=None), "weights", 0, 3)
     assert isinstance(part.error, ScoringFailed)

@@ -100,10 +100,17 @@ def run(runner: EnvRunner, weights: Weights, first: int, count: int) -> list[Sin
 
 
 def draw(policy: CodePolicy, seed: int, numbers: Sequence[int]) -> dict[str, np.ndarray]:
-    """Draws the episodes with these numbers, each from a stream of its own; as `CodePolicy.draw` has them."""
+    """Draws the episodes with these numbers, each from a stream of its own; as `CodePolicy.draw` has them.
+
+    The first one takes the median of every draw: it is the incumbent itself.
+    """
     shape = len(policy.limits), policy.draws
-    uniforms = np.stack([np.random.default_rng([seed, number]).random(shape, np.float32) for number in numbers], 1)
-    return {name: column.cpu().numpy() for name, column in policy.draw(torch.from_numpy(uniforms)).items()}
+    uniforms = [
+        np.random.default_rng([seed, number]).random(shape, np.float32) if number else np.full(shape, 0.5, np.float32)
+        for number in numbers
+    ]
+    drawn = policy.draw(torch.from_numpy(np.stack(uniforms, 1)))
+    return {name: column.cpu().numpy() for name, column in drawn.items()}
 
 
 def play(env: gym.vector.VectorEnv, drawn: dict[str, np.ndarray]) -> list[SingleAgentEpisode]:

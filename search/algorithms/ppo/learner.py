@@ -31,7 +31,7 @@ from approx_env.scoring.calibration import Calibration
 from search.algorithms.ppo import Options, episodes
 from search.algorithms.ppo.episodes import Part
 from search.algorithms.ppo.policy import CodePolicy
-from search.objectives import OBJECTIVES, values
+from search.objectives import OBJECTIVES, Score, values
 from search.results import sink, store
 from search.stages import trainable
 from search.workers.losses import Losses, ScoringFailed, raised
@@ -65,7 +65,7 @@ class TapPPO(PPO):
     def setup(self, config) -> None:
         self._run, self._budget = config["env_config"]["run"], config["env_config"]["budget"]
         self._trial = sink.trial_name("ppo", config["seed"])
-        self._finished = 0
+        self._finished, self._best = 0, None  # episodes, and the key of the incumbent's score
         handle = sink.find(self._run)
         try:
             super().setup(config)
@@ -102,8 +102,10 @@ class TapPPO(PPO):
             sampled = self._sample(min(wanted, self._budget - self._finished))
             if not sampled:  # all are done, and only the sink has not said so yet
                 return
-            keep_budget(sampled, self.config.env_config["budget_exact"])
+            scores = keep_budget(sampled, self.config.env_config["budget_exact"])
             self._finished += len(sampled)
+            best = max(range(len(scores)), key=lambda place: scores[place].key)  # of equal ones the first
+            actions = torch.tensor(np.array(sampled[best].get_actions()))  # before RLlib adds a step
         with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
             # RLlib shuffles minibatches with the global streams.
             stream = np.random.SeedSequence([self.config.seed, self._finished]).generate_state(1)
@@ -116,11 +118,15 @@ class TapPPO(PPO):
                 shuffle_batch_per_epoch=self.config.shuffle_batch_per_epoch,
             )
             self.metrics.aggregate(learned, key=LEARNER_RESULTS)
-        state = safetensors.torch.save(self._on_learner(_state) | {"episodes": torch.tensor(self._finished)})
+        if self._best is None or scores[best].key > self._best:
+            self._best = scores[best].key
+            self._on_learner(lambda learner: learner.module[DEFAULT_MODULE_ID].centre(actions))
+        own = {"episodes": torch.tensor(self._finished), "best": torch.tensor(self._best, dtype=torch.float64)}
+        state = safetensors.torch.save(self._on_learner(_state) | own)
         sink.find(self._run).save.remote(self._state_file, state)
 
     def _restore(self, state: dict[str, torch.Tensor]) -> None:
-        self._finished = int(state.pop("episodes"))
+        self._finished, self._best = int(state.pop("episodes")), tuple(state.pop("best").tolist())
         self._on_learner(partial(_set_state, state=state))
 
     def _on_learner(self, function: Callable) -> Any:
@@ -192,8 +198,11 @@ def _checked(part: Part) -> Part:
     return part
 
 
-def keep_budget(sampled: Sequence[SingleAgentEpisode], budget: float | None) -> None:
-    """Turns the last reward of episodes that exceed the budget, so that their returns become their `values`."""
+def keep_budget(sampled: Sequence[SingleAgentEpisode], budget: float | None) -> list[Score]:
+    """Turns the last reward of episodes that exceed the budget, so that their returns become their `values`.
+
+    Returns their scores.
+    """
     objective = OBJECTIVES["return"]
     scores = [objective.score(episode.get_infos(-1), budget) for episode in sampled]
     for episode, score, value in zip(sampled, scores, values(scores), strict=True):
@@ -201,6 +210,7 @@ def keep_budget(sampled: Sequence[SingleAgentEpisode], budget: float | None) -> 
             rewards = episode.rewards.data.copy()  # an array from Ray's object store cannot be written
             rewards[-1] += value - score.objectives[0]
             episode.rewards.data = rewards
+    return scores
 
 
 def shares(first: int, wanted: int, runners: int, together: int) -> Iterator[tuple[int, int]]:

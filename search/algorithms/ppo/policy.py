@@ -1,9 +1,12 @@
-"""The policy that PPO trains: four or five ordered codes for a layer, each drawn from a masked distribution.
+"""The policy that PPO trains: four or five ordered codes for a layer, each stays at the incumbent's or moves.
+
+The incumbent is the best configuration so far; at first quintile. For each code the network says with which chance it
+stays, and how it moves otherwise: a Gaussian of the displacement, discretised and truncated to the interval that the
+earlier codes leave open. So an episode changes few codes, and what it earned tells about those. Without training a
+policy is a hill climber.
 
 t1 is drawn first, then t2 given t1, then v1 and v2 between and above them, so that every action is valid by
-construction. Where tmax is searched, it is drawn before them all, and they keep their shares of it. Each draw is a
-Gaussian, discretised and truncated to the interval that the earlier codes leave open: two numbers from the network,
-mean and width as shares of the interval. A fresh policy has the quintile configuration as its mean.
+construction. Where tmax is searched, it is drawn before them all, and they keep their shares of it.
 
 What is observed of a layer does not depend on actions. So one call of `CodePolicy.draw` draws whole episodes: the
 actions of all layers at once.
@@ -29,8 +32,11 @@ from approx_env.tap import CODE_COUNT, HIGHEST_CODE, LOWEST_TMAX
 
 MASKED = -1e9  # logit of an impossible code: finite, so that no gradient is NaN
 DRAW_ORDERS = {4: (0, 2, 1, 3), 5: (4, 0, 2, 1, 3)}  # (tmax,) t1, t2, v1, v2 as columns of an action
-START_WIDTH = 0.1  # standard deviation of a fresh policy, as a share of the interval; of tmax as a share of tmax
-WIDTH_RANGE = (0.005, 1.0)
+MOVES = 3.0  # codes of an episode that a fresh policy moves, on average
+MOVES_RANGE = (0.5, 2.0)  # how many times as many a trained policy moves: it can neither freeze nor draw all anew
+WIDTH = 0.06  # standard deviation of a fresh policy's moves, as a share of the layer's tmax
+WIDTH_RANGE = (0.01, 0.5)
+REACH = 0.12  # farthest mean of a move, as a share of tmax
 LAYER = "layer"  # column of a batch: the index of the layer that a step is about, `(...) int64`
 
 
@@ -79,9 +85,9 @@ class CodeDistributionWithTmax(CodeDistribution):
 class CodePolicy(TorchRLModule, ValueFunctionAPI):
     """Policy and value function over the observations of `TAP-v0`, each with its layer's index in the column `LAYER`.
 
-    `model_config` holds one entry a layer of `tmax`, of `start`, the configuration that a fresh policy is centred on,
-    and of `observations`, what the environment shows (all lists); and `hidden`, the width of the two hidden layers.
-    Where `start` has five codes a layer, tmax is drawn.
+    `model_config` holds one entry a layer of `tmax`, of `start`, the first incumbent, and of `observations`, what the
+    environment shows (all lists); and `hidden`, the width of the two hidden layers. Where `start` has five codes a
+    layer, tmax is drawn.
     """
 
     def setup(self) -> None:
@@ -91,19 +97,16 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         self.register_buffer("limits", limits)
         self.register_buffer("codes", torch.arange(CODE_COUNT if self._draws_tmax else max(config["tmax"]) + 1))
         self.register_buffer("observations", torch.tensor(config["observations"], dtype=torch.float32))
-        start = torch.tensor(config["start"])[:, self._order]
-        low, high = self._intervals(start, limits)
-        places = ((start - low) / (high - low).clamp(min=1)).clamp(0.02, 0.98)
-        # (layers, draws): where in its interval each start code lies, and how wide a fresh policy's Gaussian is.
-        self.register_buffer("start", torch.logit(places))
-        widths = torch.full(places.shape, START_WIDTH)
-        if self._draws_tmax:
-            widths[:, 0] *= limits / (high - low)[:, 0]
-        self.register_buffer("widths", widths, persistent=False)
+        self.register_buffer("incumbent", torch.tensor(config["start"])[:, self._order])
+        self._stays = [_stay(share * MOVES / self.incumbent.numel()) for share in (1.0, *MOVES_RANGE)]
         width, features = config["hidden"], self.observation_space.shape[0] + len(limits)
         self.trunk = _perceptron(features, width)
         self.heads = _Heads(width, self.draws)
         self.value = nn.Sequential(_perceptron(features, width), nn.Linear(width, 1))
+
+    def centre(self, actions: torch.Tensor) -> None:
+        """Makes a configuration the incumbent: actions `(layers, draws)`, valid ones."""
+        self.incumbent.copy_(actions[:, self._order])
 
     @property
     def _draws_tmax(self) -> bool:
@@ -139,6 +142,15 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
             return drawn / tmax.unsqueeze(-1)
         own = drawn[..., :1].clamp(min=1)  # not drawn yet: nobody looks at the shares
         return torch.cat([drawn[..., :1] / HIGHEST_CODE, drawn[..., 1:] / own], -1)
+
+    def _places(self, layer: torch.Tensor, drawn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The incumbent's codes `(..., draws)`, under a drawn tmax as large shares of it, and the unit of moves."""
+        own, tmax = self.incumbent[layer], self.limits[layer].unsqueeze(-1).expand(drawn.shape)
+        if not self._draws_tmax:
+            return own, tmax
+        moved = drawn[..., :1].clamp(min=1)  # not drawn yet: nobody looks at the rest
+        scaled = (own[..., 1:] * moved / own[..., :1]).round().long()
+        return torch.cat([own[..., :1], scaled], -1), torch.cat([tmax[..., :1], moved.expand_as(scaled)], -1)
 
     def draw(self, uniforms: torch.Tensor) -> dict[str, torch.Tensor]:
         """Draws episodes by inversion: each depends on the weights and on its own numbers alone.
@@ -178,7 +190,7 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
     def _logits(
         self, hidden: torch.Tensor, layer: torch.Tensor, drawn: torch.Tensor, draws: slice = slice(None)
     ) -> torch.Tensor:
-        """The discretised Gaussians of some draws over their intervals, impossible codes masked: `(..., draws, codes)`.
+        """The distributions of some draws over their intervals, impossible codes masked: `(..., draws, codes)`.
 
         Args:
             hidden: of the trunk, `(..., width)`.
@@ -189,12 +201,16 @@ class CodePolicy(TorchRLModule, ValueFunctionAPI):
         """
         tmax = self.limits[layer]
         low, high = (end[..., draws].unsqueeze(-1) for end in self._intervals(drawn, tmax))
+        own, unit = (part[..., draws].unsqueeze(-1) for part in self._places(layer, drawn))
         output = self.heads(hidden, self._shares(drawn, tmax), draws)
-        mean = torch.sigmoid(output[..., :1] + self.start[layer][..., draws].unsqueeze(-1))
-        width = (self.widths[layer][..., draws].unsqueeze(-1) * torch.exp(output[..., 1:])).clamp(*WIDTH_RANGE)
-        place = (self.codes - low) / (high - low).clamp(min=1)
-        possible = (self.codes >= low) & (self.codes <= high)
-        return torch.where(possible, -0.5 * ((place - mean) / width) ** 2, MASKED)
+        mean, width = REACH * torch.tanh(output[..., :1]), (WIDTH * torch.exp(output[..., 1:2])).clamp(*WIDTH_RANGE)
+        usual, most, least = self._stays  # few moves are long stays
+        stay = (usual + output[..., 2:]).clamp(least, most)
+        possible, here = (self.codes >= low) & (self.codes <= high), self.codes == own
+        gaussian = -0.5 * (((self.codes - own) / unit - mean) / width) ** 2
+        moves = torch.log_softmax(torch.where(possible & ~here, gaussian, MASKED), -1)
+        logits = torch.where(here, nn.functional.logsigmoid(stay), moves + nn.functional.logsigmoid(-stay))
+        return torch.where(possible, logits, MASKED)
 
     def _walk(self, observation: torch.Tensor, layer: torch.Tensor, pick: Callable) -> torch.Tensor:
         """Runs the draws; `pick(logits)` gives each code. Returns actions `(..., draws) int64`."""
@@ -233,16 +249,22 @@ class _Heads(nn.Module):
         shape = width + draws - 1, width
         self.hidden_weight = nn.Parameter(torch.stack([torch.empty(shape).uniform_(-s, s) for s in spread]))
         self.hidden_bias = nn.Parameter(torch.stack([torch.empty(width).uniform_(-s, s) for s in spread]))
-        # A fresh policy has nearly the start configuration as its mean.
-        self.weight, self.bias = nn.Parameter(0.01 * torch.randn(draws, width, 2)), nn.Parameter(torch.zeros(draws, 2))
+        # A fresh policy moves all codes with nearly the same chance, up as often as down.
+        self.weight, self.bias = nn.Parameter(0.01 * torch.randn(draws, width, 3)), nn.Parameter(torch.zeros(draws, 3))
         self.register_buffer("known", torch.ones(draws, draws - 1).tril(-1))  # which draw knows which codes
 
     def forward(self, hidden: torch.Tensor, drawn: torch.Tensor, draws: slice) -> torch.Tensor:
-        """Mean and width, untransformed: `(..., width)` and `CodePolicy._shares` -> `(..., draws, 2)`."""
+        """Mean, width and stay, untransformed: `(..., width)` and `CodePolicy._shares` -> `(..., draws, 3)`."""
         known = drawn[..., :-1].unsqueeze(-2) * self.known[draws]
         seen = torch.cat([hidden.unsqueeze(-2).expand(*known.shape[:-1], -1), known], -1)
         layer = torch.einsum("...di,dio->...do", seen, self.hidden_weight[draws]) + self.hidden_bias[draws]
         return torch.einsum("...di,dio->...do", torch.tanh(layer), self.weight[draws]) + self.bias[draws]
+
+
+def _stay(chance: float) -> float:
+    """The logit of staying where a code moves with this chance, at most 0.45: so the median is always to stay."""
+    chance = min(chance, 0.45)
+    return math.log((1 - chance) / chance)
 
 
 def _perceptron(inputs: int, width: int) -> nn.Sequential:
