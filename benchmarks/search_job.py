@@ -51,7 +51,7 @@ class SearchJob:
         below = Path(self._temporary.name)
         self.folder = below / "run"
         options = {
-            "layers": "squeezenet", "dataset": "imagefolder", "data-dir": images,
+            "layers": "squeezenet", "algorithm": "ppo", "dataset": "imagefolder", "data-dir": images,
             "teacher": store.path_of("squeezenet", "digits"), "episodes": episodes, "search-images": search_images,
             "num-env-runners": runners, "top": 1, "results": below, "run-name": self.folder.name,
         }  # fmt: skip

@@ -65,7 +65,7 @@ class Settings:
     data_dir: str | None = option(None, "folder of cifar10 (default data) or imagefolder", metavar="DIR")
     teacher: str | None = option(None, ".int8.json that approx_env.training wrote (default: shipped)", metavar="FILE")
     sites: str = option("standard", "what is approximated: the usual layers, or all that is multiplied", choices=SITES)
-    algorithm: str = option("ppo", "how to search", choices=ALGORITHMS)
+    algorithm: str = option("auto", "how to search; auto: what did best for what is asked", choices=ALGORITHMS)
     episodes: int | None = integer(
         None, "configurations to score in each search (default 320; 1 if the algorithm proposes no more)", 1
     )

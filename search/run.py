@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from search import codes, config, objectives, sensitivity
+from search import algorithms, codes, config, objectives, sensitivity
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.results import lease, store
 
@@ -40,7 +40,9 @@ def announce(job: Job) -> None:
     print(f"{network.model}: {len(network.layers)} layers{mixed}, which feed {job.share_of_all_macs:.1%} of all "
           f"multiplications, attention on {', '.join(network.attention)}")  # fmt: skip
     print(job.problem.calibration.table())
-    print(f"{settings.algorithm}: {settings.budget} episodes for each of seeds {settings.seeds} on "
+    working = algorithms.working(settings)
+    how = working if working == settings.algorithm else f"{settings.algorithm}, which is {working} here"
+    print(f"{how}: {settings.budget} episodes for each of seeds {settings.seeds} on "
           f"{images} search images{objectives.aim(vars(settings))}", flush=True)  # fmt: skip
     if job.earlier:
         print(f"going on with {job.folder}")

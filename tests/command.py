@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
 EPISODES, SEARCH_IMAGES = 10, 32
-PPO_ALEXNET = f"--layers alexnet --episodes {EPISODES} --iteration-episodes 4 --num-env-runners "
+PPO_ALEXNET = f"--layers alexnet --algorithm ppo --episodes {EPISODES} --iteration-episodes 4 --num-env-runners "
 # Only what hangs takes so long, on however busy a machine.
 LONGEST_SECONDS = 900
 PATIENCE_SECONDS = 60  # Ray's workers end by themselves, soon after their node

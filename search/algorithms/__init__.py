@@ -10,6 +10,7 @@ A module has
 - `start(problem, images)`, if it begins with a configuration that follows from the problem and from calibration images
   alone. The driver computes it once, and every search gets it as `options.start`;
 - `FIXED = True`, if it proposes one configuration, whatever the seed;
+- `chosen(options)`, if it only names the algorithm that works in its place (`auto`);
 - `FRONT = True`, if it makes something of scores with two objectives (`--objective pareto`).
 
 An algorithm that cannot be driven so has `trial(calibration, options, **where)` in place of `Search`: a Tune trainable
@@ -69,6 +70,12 @@ def find(name: str) -> ModuleType:
 def is_fixed(name: str) -> bool:
     """Whether an algorithm proposes one configuration, whatever the seed."""
     return hasattr(find(name), "FIXED")
+
+
+def working(settings: object) -> str:
+    """Name of the algorithm that works under these settings: another one than is asked for, if that chooses it."""
+    module = find(settings.algorithm)
+    return module.chosen(options(module, settings)) if hasattr(module, "chosen") else settings.algorithm
 
 
 def options(algorithm: ModuleType, settings: object) -> Any:

@@ -21,9 +21,9 @@ from tests.command import LONGEST_SECONDS, Command, Run, node
 
 TOP = 5
 PROBLEM = f"--layers squeezenet_compact --top {TOP} "
-PPO = PROBLEM + "--search-images 64 --episodes 160 --iteration-episodes 16 --num-env-runners 2"
+PPO = PROBLEM + "--algorithm ppo --search-images 64 --episodes 160 --iteration-episodes 16 --num-env-runners 2"
 RANDOM = PROBLEM + "--search-images 256 --episodes 120 --num-env-runners 2 --algorithm random"
-QUICK = PROBLEM + "--search-images 16 --episodes 40 --num-env-runners 0"
+QUICK = PROBLEM + "--algorithm ppo --search-images 16 --episodes 40 --num-env-runners 0"
 
 
 def finished(running: Command, arguments: str, *, status: int = 0) -> pd.DataFrame:

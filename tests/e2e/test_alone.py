@@ -20,7 +20,7 @@ from tests.command import Command, Run
 def working():
     """A search that has hours to go, of a person who has had no Ray before."""
     home = Path(tempfile.mkdtemp(prefix="t", dir="/tmp"))
-    arguments = "--model squeezenet_compact --episodes 100000 --iteration-episodes 8 --search-images 16"
+    arguments = "--model squeezenet_compact --algorithm ppo --episodes 100000 --iteration-episodes 8 --search-images 16"
     own = {"HOME": str(home), "RAY_AUTH_MODE": "token"}
     command = Command(*arguments.split(), "--num-env-runners", "1", environment=own)
     command.home = home

@@ -18,7 +18,7 @@ from tests.command import EPISODES, SEARCH_IMAGES, Command, Run
 pytestmark = pytest.mark.slow
 COMMON = "--layers squeezenet_compact --sites all --num-env-runners 1 --search-tmax "
 FRONT = COMMON + "--algorithm hill --episodes 24 --objective pareto --budget-exact 0.12 --max-acc-drop 20 --top 5"
-PPO = COMMON + f"--episodes {EPISODES} --iteration-episodes 4 --budget-exact 0.125 --top 3"
+PPO = COMMON + f"--algorithm ppo --episodes {EPISODES} --iteration-episodes 4 --budget-exact 0.125 --top 3"
 NONE = "--layers squeezenet_compact --sites all --num-env-runners 1 --algorithm random --episodes 3 "
 
 

@@ -305,7 +305,7 @@ def same_rows(*runs: Run) -> None:
 def test_portable_engine_in_lockstep():
     """Three configurations at a time, on the other engine; five are no multiple of three."""
     finished = command.run(
-        "--layers squeezenet_compact --engine portable --envs-per-runner 3 --num-env-runners 1 --episodes 5 --top 2"
+        "--layers squeezenet_compact --algorithm ppo --engine portable --envs-per-runner 3 --num-env-runners 1 --episodes 5 --top 2"
     )
     assert finished.status == 0, finished.errors
     assert list(finished.rows["episode"]) == list(range(5))

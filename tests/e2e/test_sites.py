@@ -20,7 +20,7 @@ from tests.command import EPISODES, SEARCH_IMAGES, Command, Run
 COMPACT = (
     "--layers squeezenet_compact --sites all --sensitivity --algorithm random --episodes 6 --top 2 --num-env-runners 1"
 )
-PPO = f"--layers squeezenet --sites all --episodes {EPISODES} --iteration-episodes 4 --top 3 --num-env-runners 1"
+PPO = f"--layers squeezenet --sites all --algorithm ppo --episodes {EPISODES} --iteration-episodes 4 --top 3 --num-env-runners 1"
 
 
 def problem(run: Run) -> Job:

@@ -120,7 +120,7 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--algorithm reconstruction --seeds 0,1", ["--algorithm reconstruction", "--seeds"]),
         ("--algorithm quintile --seeds 0,1", ["--algorithm quintile", "--seeds"]),
         ("--rungs 64,256 --search-images 64", ["--rungs", "--search-images"]),
-        ("--objective pareto", ["--objective pareto", "random", "hill", "got ppo"]),
+        ("--objective pareto --algorithm ppo", ["--objective pareto", "random", "hill", "got ppo"]),
         ("--objective pareto --algorithm quintile", ["--objective pareto", "got quintile"]),
         ("--objective kd --at-weight 0.5", ["--objective kd", "--at-weight"]),
         ("--objective kd+at --accuracy soft", ["--objective kd+at", "--accuracy"]),
@@ -145,7 +145,7 @@ def test_all_contradictions_are_reported_at_once():
 def test_defaults():
     settings = config.parse([])
     assert settings == Settings()
-    assert (settings.model, settings.dataset, settings.algorithm) == ("squeezenet", "digits", "ppo")
+    assert (settings.model, settings.dataset, settings.algorithm) == ("squeezenet", "digits", "auto")
     assert (settings.calib_batches, settings.calib_batch_size, settings.top) == (16, 32, 30)
     assert (settings.accuracy, settings.kd_temperature, settings.max_acc_drop) == ("hard", 2.0, 2.0)
     assert (settings.tmax_percentile, settings.tmax_offset) == (90.0, 10)
@@ -206,7 +206,7 @@ def test_what_the_search_is_after():
 
 
 def test_values_are_converted():
-    settings = config.parse("--seeds 2,0,11 --lr 1e-4 --tmax-offset -5 --num-env-runners 0 --run-name a.b".split())
+    settings = config.parse("--algorithm ppo --seeds 2,0,11 --lr 1e-4 --tmax-offset -5 --num-env-runners 0 --run-name a.b".split())
     assert settings.seeds == (2, 0, 11)
     assert settings.rungs is None and config.parse(["--rungs", "64,128,256"]).rungs == (64, 128, 256)
     assert math.isclose(settings.lr, 1e-4)

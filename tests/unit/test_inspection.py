@@ -40,10 +40,11 @@ def row(episode: int, seed: int = 0, info: ledger.RunInfo = INFO) -> dict:
 
 
 ROWS = [row(episode, seed) for seed in (0, 1) for episode in range(EPISODES)]
+SETTINGS = config.Settings(algorithm="ppo", episodes=EPISODES, seeds=(0, 1), search_images=32)
 ABOUT = {
     "run": "r",
     "schema_version": store.SCHEMA_VERSION,
-    "arguments": json.loads(json.dumps(asdict(config.Settings(episodes=EPISODES, seeds=(0, 1), search_images=32)))),
+    "arguments": json.loads(json.dumps(asdict(SETTINGS))),
     "dataset": "digits",
     "splits": {"search": 256},
     "teacher": {"sha256": "0"},

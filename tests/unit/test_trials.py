@@ -41,15 +41,15 @@ def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
         assert space == {"run": "r", "seed": 3, "budget": 8, "budget_exact": 0.5, "num_env_runners": 2, "gpus": 0,
                          "algorithm": name, "options": space["options"], "objective": "return"}  # fmt: skip
         module = algorithms.find(name)
-        start = {"start": (CALIBRATION.quintile, "images")} if name == "reconstruction" else {}
-        assert module.Options(**space["options"]) == module.Options(**start)
+        given = {"reconstruction": {"start": (CALIBRATION.quintile, "images")}, "auto": {"episodes": 8}}
+        assert module.Options(**space["options"]) == module.Options(**given.get(name, {}))
     else:
         assert (trainable, space.seed, space.num_env_runners) == (TapPPO, 3, 2)
         assert space.env_config == {"run": "r", "budget": 8, "budget_exact": 0.5, "iteration_episodes": 8}
 
 
 def test_ppo_s_settings_reach_rllib():
-    _, space = trials._trainable(job(episodes=100, lr=0.25, iteration_episodes=4, envs_per_runner=3), 0)
+    _, space = trials._trainable(job(algorithm="ppo", episodes=100, lr=0.25, iteration_episodes=4, envs_per_runner=3), 0)
     assert (space.lr, space.env_config["iteration_episodes"], space.num_envs_per_env_runner) == (0.25, 4, 3)
     assert space.train_batch_size_per_learner == 4 * 2
 

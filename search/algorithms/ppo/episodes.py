@@ -42,7 +42,7 @@ class SearchEnv(TapVectorEnv):
 
     def __init__(self, config: dict):
         torch.set_num_threads(1)
-        # A policy hardly ever draws the same codes for the first layers twice: nothing is kept for that.
+        # Nothing is kept of the last configuration: the next one parts from it early.
         evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=0)
         super().__init__(config.get("num_envs", 1), evaluator)
 
