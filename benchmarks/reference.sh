@@ -37,9 +37,9 @@ for run in alexnet squeezenet squeezenet-all; do
 done
 for seed in ${*:-0 1 2}; do
     tuned="--learn-codes --rate 0.1 --seed $seed"
-    student alexnet-hill fine-tuned-$seed --epochs 8 --batch-size 128 --labels $tuned
+    student alexnet-hill fine-tuned-$seed --epochs 4 --batch-size 128 --labels $tuned
     student squeezenet-hill fine-tuned-$seed --epochs 0.5 $tuned
-    student squeezenet-all-hill fine-tuned-$seed --epochs 3 $tuned
+    student squeezenet-all-hill fine-tuned-$seed --epochs 2.5 $tuned
     without="--no-tail --learn-codes --rate 0.2 --seed $seed"
     student alexnet-hill no-tail-$seed --epochs 7 --batch-size 128 $without
     student squeezenet-all-hill no-tail-$seed --epochs 3 $without

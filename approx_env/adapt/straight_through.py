@@ -57,9 +57,9 @@ class Approximate(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor):
         x, codes, exact = ctx.saved_tensors
         t1, v1, t2, v2, tmax = codes
-        # Without a tail, a code far above v2 becomes v2 whatever it is. So none above v2 + (v2 - t2) has a gradient.
-        highest = (2 * v2 - t2).masked_fill_(tmax < tap.HIGHEST_CODE, tap.HIGHEST_CODE)
-        of_x = gradient if _fast(x) and highest == tap.HIGHEST_CODE else gradient * (x <= highest)
+        # A code far above v2 becomes v2 whatever it is. So none above v2 + (v2 - t2) has a gradient, up to tmax.
+        highest = 2 * v2 - t2
+        of_x = gradient if _fast(x) and highest >= tmax else gradient * ((x <= highest) | (x > tmax))
         if not ctx.needs_input_grad[1]:
             return of_x, None, None
         gradient = in_order(gradient)
