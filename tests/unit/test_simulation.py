@@ -50,7 +50,7 @@ def test_requantisation_has_the_gradient_of_what_is_not_rounded(dtype, shape):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["loops", "torch"])
 def test_codes_have_the_gradients_of_what_they_make(dtype):
-    """v1 and v2: sums over their segments. A threshold: what all outputs change by when it moves over its
+    """Codes: theirs, but for those that are far from v2 and become it. v1 and v2: sums over their segments. A threshold: what all outputs change by when it moves over its
     neighbourhood, from two codes below to two above, a code of that distance."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (3, 4, 5, 5), generator=generator).to(dtype).requires_grad_()
@@ -63,7 +63,7 @@ def test_codes_have_the_gradients_of_what_they_make(dtype):
         return (Approximate.apply(x.detach(), torch.stack(list(changed.values())), exact) * weight).sum().item()
 
     of_x, of_codes = torch.autograd.grad((Approximate.apply(x, codes, exact) * weight).sum(), (x, codes))
-    assert torch.equal(of_x, weight)
+    assert torch.equal(of_x, weight * ((x <= 180) | (x > 200)))
     t1, v1, t2, v2, tmax = (code.detach() for code in codes)
     expected = [
         (total(t1=t1 + 2) - total(t1=t1 - 2)) / 4,
