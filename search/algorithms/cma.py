@@ -1,4 +1,4 @@
-"""CMA-ES with margin: a normal distribution over all codes learns where good ones are; it begins at quintile.
+"""CMA-ES with margin from quintile: a normal distribution over all codes learns where good ones are.
 
 The margin keeps every code's chance to change above a floor, without which a distribution over whole numbers freezes.
 It is `CMAwM` of the library `cmaes`, over the points of `search.space`, each number in units of its layer's tmax.
@@ -27,18 +27,17 @@ class Options:
     """How wide the first generation is."""
 
     width: float = 0.015  # standard deviation of each code, as a share of the layer's tmax
-    begin: Configuration | None = None  # its first mean; None: quintile
 
 
 class Search(Generations):
-    """Draws generations from a distribution around the best ones; the first configuration is their mean."""
+    """Draws generations from a distribution around the best ones; the first configuration is quintile itself."""
 
     def __init__(self, calibration: Calibration, seed: int, options: Options = Options()):
         super().__init__(calibration, seed, options)
         self._space = Space(calibration)
         unit = self._space.unit
         self._optimiser = cmaes.CMAwM(
-            mean=self._space.point(options.begin or calibration.quintile) / unit,
+            mean=self._space.point(calibration.quintile) / unit,
             sigma=options.width,
             bounds=np.stack([self._space.lower, self._space.upper], 1) / unit[:, None],
             steps=1 / unit,

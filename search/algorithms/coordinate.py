@@ -30,7 +30,6 @@ class Options:
     """How far codes move."""
 
     step: float = 0.1  # at first, as a share of the layer's tmax
-    begin: Configuration | None = None  # where it begins; None: quintile
 
 
 class Search(Generations):
@@ -40,7 +39,7 @@ class Search(Generations):
         super().__init__(calibration, seed, options)
         self._calibration, self._generator = calibration, np.random.default_rng(seed)
         self.size = 2 * len(calibration.names)
-        self._best, self._score = options.begin or calibration.quintile, None
+        self._best, self._score = calibration.quintile, None
         self._layer = len(calibration.layers) - 1
         self._steps = options.step * np.repeat(np.array(calibration.tmax, float)[:, None], len(calibration.names), 1)
 
