@@ -20,7 +20,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from approx_env.env import TapVectorEnv
-from approx_env.scoring.evaluator import Evaluator
+from approx_env.scoring.evaluator import CACHE_BYTES, Evaluator
 from search.algorithms.ppo.policy import CodePolicy
 from search.results import sink
 from search.workers.losses import raised
@@ -42,9 +42,10 @@ class SearchEnv(TapVectorEnv):
 
     def __init__(self, config: dict):
         torch.set_num_threads(1)
-        # Nothing is kept of the last configuration: the next one parts from it early.
-        evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=0)
-        super().__init__(config.get("num_envs", 1), evaluator)
+        count = config.get("num_envs", 1)
+        # In lockstep no layer has the codes of before in all configurations: nothing is kept for that.
+        evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=CACHE_BYTES if count == 1 else 0)
+        super().__init__(count, evaluator)
 
 
 class SearchEnvRunner(SingleAgentEnvRunner):
