@@ -43,7 +43,7 @@ ROWS, CHOICES = "search", "search-choices"  # Parquet files
 KEY = ["model", "teacher", "images", "algorithm", "seed"]
 TOP, WITHIN_POINTS = config.Settings.top, config.Settings.max_acc_drop
 CHECKPOINTS = (64, 256, 1024)  # evaluations after which a choice is made, and at the end
-ALL = tuple(name for name in algorithms.NAMES if name != "auto")  # which is one of the others
+ALL = algorithms.NAMES
 DEFAULT = [name for name in ALL if name != "ppo"]  # it takes Ray, and begins anew with more evaluations
 ROOT = Path(__file__).parents[1]
 RESULTS, TEACHERS = Path(__file__).with_name("results"), ROOT / "results" / "teachers"

@@ -21,7 +21,7 @@ from search.algorithms import ppo
 from search.objectives import OBJECTIVES
 from search.workers import processes
 
-ALGORITHMS = algorithms.NAMES
+ALGORITHMS = (algorithms.AUTO, *algorithms.NAMES)
 ACCURACIES = ("hard", "soft")
 DEFAULT_SEARCH_IMAGES = 1024
 
@@ -65,7 +65,7 @@ class Settings:
     data_dir: str | None = option(None, "folder of cifar10 (default data) or imagefolder", metavar="DIR")
     teacher: str | None = option(None, ".int8.json that approx_env.training wrote (default: shipped)", metavar="FILE")
     sites: str = option("standard", "what is approximated: the usual layers, or all that is multiplied", choices=SITES)
-    algorithm: str = option("auto", "how to search; auto: what did best for what is asked", choices=ALGORITHMS)
+    algorithm: str = option(algorithms.AUTO, "how to search; auto: what did best for what is asked", choices=ALGORITHMS)
     episodes: int | None = integer(
         None, "configurations to score in each search (default 320; 1 if the algorithm proposes no more)", 1
     )
@@ -160,7 +160,14 @@ class Settings:
     @property
     def budget(self) -> int:
         """Configurations to score in each search."""
-        return self.episodes or (1 if algorithms.is_fixed(self.algorithm) else 320)
+        return self.episodes or (1 if algorithms.is_fixed(self.works) else 320)
+
+    @property
+    def works(self) -> str:
+        """Name of the algorithm that searches: what `auto` stands for here, or what is asked for."""
+        if self.algorithm != algorithms.AUTO:
+            return self.algorithm
+        return algorithms.chosen(self.objective, self.search_tmax, self.episodes)
 
     @property
     def runners(self) -> int:
@@ -241,14 +248,14 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     for name in sorted(given.intersection(OBJECTIVES[settings.objective].unread)):
         text = f"--objective {settings.objective} does not read {options.flag(name)}: leave one out"
         yield {"objective", name}, text
-    if settings.objective == "pareto" and not hasattr(algorithms.find(settings.algorithm), "FRONT"):
-        able = ", ".join(name for name in ALGORITHMS if hasattr(algorithms.find(name), "FRONT"))
+    if settings.objective == "pareto" and not hasattr(algorithms.find(settings.works), "FRONT"):
+        able = ", ".join(name for name in algorithms.NAMES if hasattr(algorithms.find(name), "FRONT"))
         text = f"--objective pareto wants an algorithm that searches fronts ({able}), got {settings.algorithm}"
         yield {"objective", "algorithm"}, text
     if settings.engine == "vector" and settings.device != "cpu":
         text = f"--engine vector runs on the cpu, and --device {settings.device} came: use --engine portable"
         yield {"engine", "device"}, text
-    if algorithms.is_fixed(settings.algorithm) and (settings.budget != 1 or len(settings.seeds) != 1):
+    if algorithms.is_fixed(settings.works) and (settings.budget != 1 or len(settings.seeds) != 1):
         text = f"--algorithm {settings.algorithm} is one fixed configuration: --episodes must be 1 and --seeds one seed"
         yield {"algorithm", "episodes", "seeds"}, text
     if settings.finetune_epochs is not None and "://" in settings.results:

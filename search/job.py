@@ -68,6 +68,7 @@ def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", 
     Raises:
         InputError: with every problem found.
     """
+    settings = replace(settings, algorithm=settings.works)
     name = settings.resume or settings.run_name or default_name(settings, settings.algorithm)
     folder, earlier = Folder(settings.results) / name, None
     if settings.resume:

@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from search import algorithms, codes, config, objectives, sensitivity
+from search import codes, config, objectives, sensitivity
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.results import lease, store
 
@@ -40,9 +40,7 @@ def announce(job: Job) -> None:
     print(f"{network.model}: {len(network.layers)} layers{mixed}, which feed {job.share_of_all_macs:.1%} of all "
           f"multiplications, attention on {', '.join(network.attention)}")  # fmt: skip
     print(job.problem.calibration.table())
-    working = algorithms.working(settings)
-    how = working if working == settings.algorithm else f"{settings.algorithm}, which is {working} here"
-    print(f"{how}: {settings.budget} episodes for each of seeds {settings.seeds} on "
+    print(f"{settings.algorithm}: {settings.budget} episodes for each of seeds {settings.seeds} on "
           f"{images} search images{objectives.aim(vars(settings))}", flush=True)  # fmt: skip
     if job.earlier:
         print(f"going on with {job.folder}")
@@ -161,10 +159,13 @@ def _run(argv: list[str] | None) -> None:
     processes.prepare()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
-    job = prepare(config.parse(argv))
+    settings = config.parse(argv)
+    job = prepare(settings)
     adapted = job.settings.finetune_epochs is None or is_there(job.folder, store.STUDENT)
     if not job.finished:
         announce(job)
+        if settings.algorithm != job.settings.algorithm and not settings.resume:
+            print(f"{settings.algorithm} stands for {job.settings.algorithm} here", flush=True)
         search(job, _measured_before(job))
     elif adapted:
         print(f"{job.folder} is finished: its results are in best.json")

@@ -10,7 +10,6 @@ A module has
 - `start(problem, images)`, if it begins with a configuration that follows from the problem and from calibration images
   alone. The driver computes it once, and every search gets it as `options.start`;
 - `FIXED = True`, if it proposes one configuration, whatever the seed;
-- `chosen(options)`, if it only names the algorithm that works in its place (`auto`);
 - `FRONT = True`, if it makes something of scores with two objectives (`--objective pareto`).
 
 An algorithm that cannot be driven so has `trial(calibration, options, **where)` in place of `Search`: a Tune trainable
@@ -60,6 +59,7 @@ def names() -> tuple[str, ...]:
 
 
 NAMES = names()
+AUTO, FEW = "auto", 512  # the name that stands for what `chosen` says; configurations of a short search
 
 
 def find(name: str) -> ModuleType:
@@ -67,15 +67,27 @@ def find(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+def chosen(objective: str, search_tmax: bool, count: int | None) -> str:
+    """The algorithm that did best by `python -m benchmarks search` for what is asked.
+
+    Coordinate search goes furthest at few configurations, and each takes it a fraction of a pass. CMA-ES goes on where
+    codes that change alone bring nothing more. For fronts, and where tmax is searched, hill climbing has moves that
+    others lack.
+
+    Args:
+        count: configurations of a search; None: the usual number.
+
+    >>> [chosen("return", False, None), chosen("kd", False, 4096), chosen("pareto", False, 64)]
+    ['coordinate', 'cma', 'hill']
+    """
+    if search_tmax or objective == "pareto":
+        return "hill"
+    return "coordinate" if (count or 0) <= FEW else "cma"
+
+
 def is_fixed(name: str) -> bool:
     """Whether an algorithm proposes one configuration, whatever the seed."""
     return hasattr(find(name), "FIXED")
-
-
-def working(settings: object) -> str:
-    """Name of the algorithm that works under these settings: another one than is asked for, if that chooses it."""
-    module = find(settings.algorithm)
-    return module.chosen(options(module, settings)) if hasattr(module, "chosen") else settings.algorithm
 
 
 def options(algorithm: ModuleType, settings: object) -> Any:

@@ -142,6 +142,22 @@ def test_all_contradictions_are_reported_at_once():
     assert len(found) == 3
 
 
+@pytest.mark.parametrize(
+    "argv, name",
+    [
+        ("", "coordinate"),
+        ("--episodes 512", "coordinate"),
+        ("--episodes 513", "cma"),
+        ("--episodes 4096 --search-tmax", "hill"),
+        ("--objective pareto", "hill"),
+        ("--objective kd", "coordinate"),
+        ("--algorithm random", "random"),
+    ],
+)
+def test_what_searches_follows_from_what_is_asked(argv, name):
+    assert config.parse(argv.split()).works == name
+
+
 def test_defaults():
     settings = config.parse([])
     assert settings == Settings()

@@ -232,3 +232,9 @@ def test_more_images_than_the_search_split_has(tmp_path):
         prepare(tmp_path, "--rungs 64,300 --calib-batches 65")
     assert len(caught.value.problems) == 2
     assert caught.value.problems[1] == "--rungs 64,300: the search split of digits has 256: ask for fewer"
+
+
+def test_a_run_is_of_the_algorithm_that_auto_stands_for(tmp_path):
+    made = prepare(tmp_path, "--model squeezenet_compact")
+    assert made.settings.algorithm == "coordinate" and made.name.startswith("squeezenet_compact-digits-coordinate-")
+    assert job.describe(made)["arguments"]["algorithm"] == "coordinate"
