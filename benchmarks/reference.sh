@@ -40,6 +40,7 @@ for seed in ${*:-0 1 2}; do
     student alexnet-hill fine-tuned-$seed --epochs 4 --batch-size 128 --labels $tuned
     student squeezenet-hill fine-tuned-$seed --epochs 0.5 $tuned
     student squeezenet-all-hill fine-tuned-$seed --epochs 2.5 $tuned
+    student squeezenet-all-hill held-$seed --epochs 2.5 --hold-exact $tuned
     without="--no-tail --learn-codes --rate 0.2 --seed $seed"
     student alexnet-hill no-tail-$seed --epochs 7 --batch-size 128 $without
     student squeezenet-all-hill no-tail-$seed --epochs 3 $without

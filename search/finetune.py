@@ -117,5 +117,7 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
         yield {"run"}, "--run must name a run of --results: without it there is no teacher and no configuration"
     if {"codes", "no_tail"} <= given:
         yield {"codes", "no_tail"}, "--no-tail finds codes of its own: leave --codes out"
+    if settings.hold_exact and not settings.learn_codes:
+        yield {"hold_exact", "learn_codes"}, "--hold-exact moves tmax with codes that are learnt: add --learn-codes"
     if settings.device == "cuda" and not torch.cuda.is_available():
         yield {"device"}, "--device cuda: torch sees no GPU here, use --device cpu"

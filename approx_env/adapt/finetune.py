@@ -40,8 +40,9 @@ class Recipe:
     rate: float = number(0.03, "Adam's first rate, units of a weight's last place", above=0, high=10)
     temperature: float = number(2.0, "temperature of the KD loss, logits", above=0, high=1000)
     labels: bool = switch(False, "adds the cross entropy with the labels to the loss")
-    learn_codes: bool = switch(
-        False, "trains t1, v1, t2 and v2 of each layer, too; tmax follows, so that as many activations stay exact"
+    learn_codes: bool = switch(False, "trains t1, v1, t2 and v2 of each layer, too")
+    hold_exact: bool = switch(
+        False, "lets tmax follow while codes are learnt, so that as many activations stay exact as at the start"
     )
     seed: int = integer(0, "of order, shifts and mirrors", 0)
 
@@ -101,6 +102,7 @@ class FineTuning:
         ]
         if recipe.learn_codes:
             groups.append({"params": [self._simulation.codes], "factor": CODE_RATE})
+        if recipe.hold_exact:
             self._simulation.hold_exact(self._drawn()[0])
         self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True)
 

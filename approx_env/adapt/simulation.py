@@ -49,8 +49,7 @@ class Simulation(nn.Module):
     Args:
         network: whose numbers it starts from.
         configuration: codes and tmax by layer; a layer that is missing stays exact.
-        learn_codes: whether gradients reach t1, v1, t2 and v2. Then tmax has one, too, that leaves as large a share of
-            a layer's codes exact as `hold_exact` has found; a layer without a tail keeps tmax 255.
+        learn_codes: whether gradients reach t1, v1, t2 and v2. tmax stays, unless `hold_exact` is called.
         bf16: whether gradients of convolutions are products of bf16.
 
     Raises:
@@ -69,7 +68,7 @@ class Simulation(nn.Module):
         self.codes = _parameter(codes).requires_grad_(learn_codes)
         highest = np.where(codes[:, 4] < tap.HIGHEST_CODE, tap.HIGHEST_CODE - 1, tap.HIGHEST_CODE)  # tmax
         self.register_buffer("_highest", torch.from_numpy(highest).float(), persistent=False)
-        self.register_buffer("_exact", torch.zeros(len(codes)))  # share of each layer's codes that tmax leaves exact
+        self.register_buffer("_exact", None)  # share of each layer's codes that tmax is to leave exact
         nodes = [node for node in network.nodes if isinstance(node, Weighted)]
         self._index = {node.name: position for position, node in enumerate(nodes)}
         self.weights, self.biases, self._multipliers = (
@@ -117,8 +116,12 @@ class Simulation(nn.Module):
 
     @torch.no_grad()
     def hold_exact(self, pixels: torch.Tensor) -> None:
-        """Measures the share of each layer's codes that tmax leaves exact on these images, for tmax to keep it."""
+        """Gives tmax a gradient that keeps the share of each layer's codes which it leaves exact on these images.
+
+        A layer without a tail keeps tmax 255.
+        """
         tensors = self.outputs(pixels)
+        self._exact = torch.zeros_like(self.codes[:, 0])
         for name, row in self._rows.items():
             (before,) = self._network.by_name[name].inputs
             self._exact[row] = (tensors[before] > self.codes[row, 4]).float().mean()
@@ -168,8 +171,8 @@ class Simulation(nn.Module):
                 if node.name not in self._rows:
                     return x
                 row = self._rows[node.name]
-                codes = self.codes[row]
-                return Approximate.apply(x, Instead.apply(codes, (codes + 0.5).floor()), self._exact[row])
+                codes, exact = self.codes[row], None if self._exact is None else self._exact[row]
+                return Approximate.apply(x, Instead.apply(codes, (codes + 0.5).floor()), exact)
         raise NotImplementedError(type(node).__name__)
 
     def _weighted(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:

@@ -37,11 +37,12 @@ class Instead(torch.autograd.Function):
 class Approximate(torch.autograd.Function):
     """TAP of codes `x float32` under `codes (5,) float32`, whole numbers, tmax among them.
 
-    tmax has the gradient of the pinball loss, whose minimum leaves the share `exact` of the codes above it.
+    With `exact`, a share of the codes, tmax has the gradient of the pinball loss, whose minimum leaves that share above
+    it.
     """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor, codes: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    def forward(ctx, x: torch.Tensor, codes: torch.Tensor, exact: torch.Tensor | None) -> torch.Tensor:
         x = in_order(x)
         ctx.save_for_backward(x, codes, exact)
         if _fast(x):
@@ -57,8 +58,11 @@ class Approximate(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor):
         x, codes, exact = ctx.saved_tensors
         t1, v1, t2, v2, tmax = codes
-        # A code far above v2 becomes v2 whatever it is. So none above v2 + (v2 - t2) has a gradient, up to tmax.
+        # Without a tail, a code far above v2 becomes v2 whatever it is. So none above v2 + (v2 - t2) has a gradient.
+        # Nor has one below a tmax that follows, which it would push on.
         highest = 2 * v2 - t2
+        if exact is None:
+            highest = highest.masked_fill(tmax < tap.HIGHEST_CODE, tap.HIGHEST_CODE)
         of_x = gradient if _fast(x) and highest >= tmax else gradient * ((x <= highest) | (x > tmax))
         if not ctx.needs_input_grad[1]:
             return of_x, None, None
@@ -75,7 +79,8 @@ class Approximate(torch.autograd.Function):
             above = (x > tmax).sum()
         # A threshold that grows by one takes v1 (or v2 - v1) from the codes that it passes.
         of_t1, of_t2 = -v1 * at_t1 / (2 * REACH), -(v2 - v1) * at_t2 / (2 * REACH)
-        of_codes = torch.stack([of_t1, at_v1, of_t2, at_v2, exact - above / x.numel()])
+        of_tmax = torch.zeros_like(at_v2) if exact is None else exact - above / x.numel()
+        of_codes = torch.stack([of_t1, at_v1, of_t2, at_v2, of_tmax])
         return of_x, of_codes.to(codes.dtype), None
 
 

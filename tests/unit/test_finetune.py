@@ -91,14 +91,15 @@ def test_learnt_codes_move_and_stay_valid(begin, operator):
     fixed, learnt = (finished(begin(replace(RECIPE, epochs=8, rate=1.0, learn_codes=on))) for on in (False, True))
     assert fixed.configuration() == operator
     assert learnt.configuration() != operator
-    for codes, tmax in learnt.configuration().values():
+    for (codes, tmax), (_, before) in zip(learnt.configuration().values(), operator.values(), strict=True):
         tap.check(codes, tmax)
+        assert tmax == before
 
 
 @pytest.mark.parametrize("away", [-20, 20])
 def test_tmax_keeps_the_share_of_exact_activations(begin, operator, away):
     """From wherever it is."""
-    tuning = begin(Recipe(epochs=1000, batch_size=48, rate=0.5, learn_codes=True))
+    tuning = begin(Recipe(epochs=1000, batch_size=48, rate=0.5, learn_codes=True, hold_exact=True))
     tuning._simulation.requires_grad_(False).codes.requires_grad_(True)
     before = tuning._simulation.state_dict()["_exact"].clone()
     with torch.no_grad():
@@ -111,14 +112,15 @@ def test_tmax_keeps_the_share_of_exact_activations(begin, operator, away):
 
 def test_without_a_tail_tmax_stays(begin, operator):
     without = {name: (codes, 255) for name, (codes, _) in operator.items()}
-    learnt = finished(begin(replace(RECIPE, epochs=8, rate=1.0, learn_codes=True), configuration=without))
+    recipe = replace(RECIPE, epochs=8, rate=1.0, learn_codes=True, hold_exact=True)
+    learnt = finished(begin(recipe, configuration=without))
     assert {tmax for _, tmax in learnt.configuration().values()} == {255}
 
 
-@pytest.mark.parametrize("learn", [False, True], ids=["fixed codes", "learnt codes"])
-def test_a_cut_off_training_ends_like_an_undisturbed_one(begin, tmp_path, capsys, learn):
+@pytest.mark.parametrize("learn, hold", [(False, False), (True, False), (True, True)])
+def test_a_cut_off_training_ends_like_an_undisturbed_one(begin, tmp_path, capsys, learn, hold):
     checkpoint = Checkpoint(tmp_path / "c", {"whose": "mine"}, "step")
-    recipe = replace(RECIPE, learn_codes=learn)
+    recipe = replace(RECIPE, learn_codes=learn, hold_exact=hold)
     first = begin(recipe)
     for _ in range(4):
         first.advance()
