@@ -297,8 +297,10 @@ def _check_state(data: bytes, about: Mapping[str, Any]) -> None:
         raise ValueError("it does not say how many episodes are done")
     if not 0 <= int(done) <= about["arguments"]["episodes"]:
         raise ValueError(f"{int(done)} episodes are done, and the run has {about['arguments']['episodes']}")
+    if "best" not in state or state["best"].shape != (2,) or state["best"].dtype != torch.float64:
+        raise ValueError("it does not say how good the best episode was")
     for name, value in state.items():
-        if not name.startswith(("module.", "adam.")):
+        if name != "best" and not name.startswith(("module.", "adam.")):
             raise ValueError(f"{_shown(name)} is no part of it")
         if not torch.isfinite(value).all():
             raise ValueError(f"{name} is not finite")

@@ -60,7 +60,7 @@ def test_a_student_is_made_scored_and_read_again(folder, capsys):
     found = student.read(folder / store.STUDENT)
     assert found.about["student"]["recipe"] == summary["recipe"]
     assert summary["recipe"] == {"epochs": 1, "batch_size": 32, "rate": 0.2, "temperature": 2.0, "labels": False,
-                                 "learn_codes": False, "seed": 0}  # fmt: skip
+                                 "learn_codes": False, "hold_exact": False, "seed": 0}  # fmt: skip
     best = json.loads((folder / store.BEST).read_text())
     assert found.about["student"]["layers"] == best["layers"]
     assert found.about["student"]["teacher_sha256"] == json.loads((folder / store.RUN).read_text())["teacher"]["sha256"]
@@ -98,6 +98,7 @@ def test_learnt_codes_without_a_tail(folder, capsys):
     assert refusal(capsys, folder, "--no-tail", "--codes", "quintile") == (
         "error: --no-tail finds codes of its own: leave --codes out\n"
     )
+    assert "add --learn-codes" in refusal(capsys, folder, "--hold-exact")
 
 
 @pytest.mark.slow

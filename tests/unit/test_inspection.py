@@ -70,7 +70,10 @@ BEST = {
         "cost": {"table": "Horowitz 45 nm", "relative_energy": 0.25},
     },
 }  # fmt: skip
-STATE = {"episodes": torch.tensor(2), "module.weight": torch.zeros(3), "adam.0.step": torch.tensor(1.0)}
+STATE = {
+    "episodes": torch.tensor(2), "best": torch.zeros(2, dtype=torch.float64), "module.weight": torch.zeros(3),
+    "adam.0.step": torch.tensor(1.0),
+}  # fmt: skip
 
 
 def write_baselines(folder: Path, **values) -> None:
@@ -304,6 +307,8 @@ CASES = [
     Case("a state: too many episodes", state({"episodes": torch.tensor(5)}), LEFT, LEFT),
     Case("a state: a vector of episodes", state({"episodes": torch.tensor([1, 2])}), LEFT, LEFT),
     Case("a state: a foreign tensor", state({"conv1.weight": torch.zeros(2)}), LEFT, LEFT),
+    Case("a state: without its best", state({"best": None}), LEFT, LEFT),
+    Case("a state: a number as its best", state({"best": torch.tensor(0.5)}), LEFT, LEFT),
     Case("a state: NaN", state({"module.weight": torch.tensor([float("nan")])}), LEFT, LEFT),
     Case("top.parquet: garbage", file(store.TOP, b"PAR1"), None, DAMAGED),
     Case("top.parquet: gone", gone(store.TOP), None, DAMAGED),
