@@ -172,6 +172,8 @@ def _line(aim: tuple[str, str, int], own: pd.DataFrame, reference: pd.DataFrame 
 def _difference(own: pd.DataFrame, reference: pd.DataFrame) -> str:
     column = "validation_drop_points"
     differences = (own[column] - reference[column]).dropna().to_numpy()
+    if len(differences) < 2:
+        return f"{differences.mean():+.2f} (one seed)"
     low, high = interval(differences)
     return f"{differences.mean():+.2f} ({low:+.2f} to {high:+.2f})"
 

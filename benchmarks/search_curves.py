@@ -75,6 +75,8 @@ def _difference(curves: dict[str, pd.DataFrame], name: str) -> str:
     differences = (own - other).dropna().to_numpy()
     if not len(differences):
         return ""
+    if len(differences) < 2:
+        return f"{differences.mean():+.4f} (one seed)"
     low, high = interval(differences)
     return f"{differences.mean():+.4f} ({low:+.4f} to {high:+.4f})"
 

@@ -59,8 +59,9 @@ def _students(folder: Folder) -> Iterator[tuple[str, list[Line]]]:
 
 
 def _method(summary: Mapping[str, Any]) -> tuple:
-    """How a student was made, but for the seed."""
-    return summary["correction"], {name: value for name, value in summary["recipe"].items() if name != "seed"}
+    """How a student was made, but for the seed. A switch that an older recipe lacks is off."""
+    recipe = summary["recipe"].items()
+    return summary["correction"], {name: value for name, value in recipe if name != "seed" and value is not False}
 
 
 def _line(summary: Mapping[str, Any]) -> Line:

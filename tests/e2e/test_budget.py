@@ -27,8 +27,12 @@ def problem(run: Run) -> Job:
     return prepare(parse(f"{COMMON} --search-images {SEARCH_IMAGES}".split()))
 
 
-def check(run: Run, budget: float) -> None:
-    """What every run that searches tmax leaves, and that its choice keeps the budget on search images."""
+def check(run: Run, budget: float, moved: str = "all") -> None:
+    """What every run that searches tmax leaves, and that its choice keeps the budget on search images.
+
+    Args:
+        moved: whether tmax of 'all' layers or of 'any' takes several values.
+    """
     assert run.status == 0, run.errors
     job = problem(run)
     layers, scorer = job.problem.network.layers, Evaluator(job.problem)
@@ -37,7 +41,8 @@ def check(run: Run, budget: float) -> None:
         assert not any(tap.problems(five, 4) for five in codes)
         score = scorer.evaluate(codes)
         assert (row["return"], row["mac_exact_all"]) == (score.return_, score.mac_exact_all)
-    assert (run.rows[[f"{layer}_tmax" for layer in layers]].nunique() > 2).all()
+    values = run.rows[[f"{layer}_tmax" for layer in layers]].nunique()
+    assert (values > 2).all() if moved == "all" else (values > 1).any()
     assert (run.rows["mac_exact_all"] > budget).any()
     top = pd.read_parquet(run.folder / store.TOP)
     assert (top["mac_exact_all"] <= budget).all()
@@ -103,7 +108,7 @@ def test_another_objective_is_not_taken_by_a_run_that_goes_on(tmp_path):
 
 def test_ppo_draws_tmax_and_keeps_the_budget(tmp_path):
     run = command.run(PPO)
-    check(run, 0.125)
+    check(run, 0.125, moved="any")
     cut_off(run, EPISODES - 2, tmp_path)
     again = resume(tmp_path)
     assert again.status == 0, again.errors

@@ -127,7 +127,7 @@ def test_the_best_so_far_never_falls_and_ends_with_the_search():
 def test_a_search_that_was_cut_off_counts_for_no_mean_and_no_difference():
     frame = pd.DataFrame(rows("hill", [0.5, 0.5], [0.1]) + rows("de", [0.5, 0.6], [0.4, 0.9]) + rows("quintile", [0.2]))
     assert line(frame, "hill")[1:3] == ["1 of 2", ""]
-    assert line(frame, "de")[1:4] == ["2", "0.7500", "+0.1000 (+0.1000 to +0.1000)"]
+    assert line(frame, "de")[1:4] == ["2", "0.7500", "+0.1000 (one seed)"]
     assert line(frame, "quintile")[1:3] == ["1", "0.2000"]  # it is fixed, and so it is whole
     alone = pd.DataFrame(rows("hill", [0.5]) + [row | {"seed": 7} for row in rows("de", [0.6])])
     assert line(alone, "de")[3] == ""  # no seed is shared

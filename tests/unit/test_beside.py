@@ -28,13 +28,13 @@ def write(folder: Path, *drops: float, layers: tuple[str, ...] = (), **more: obj
     (folder / store.BASELINES).write_bytes(store.parquet(rows, store.baselines_schema(layers)))
 
 
-def student(folder: Path, drop: float, seed: int = 0, epochs: float = 1) -> None:
+def student(folder: Path, drop: float, seed: int = 0, epochs: float = 1, **more: bool) -> None:
     folder.mkdir(exist_ok=True)
     own = line(drop)
     measures = {name: own[name] for name in own if name.startswith(("mac_", "relative_"))}
     splits = {split: measures | {name: own[f"{split}_{name}"] for name in store.MEASURES} for split in store.SPLITS}
     validation = {"trained": splits["validation"], "corrected": measures | dict.fromkeys(store.MEASURES, 99.0)}
-    about = {"chosen": "trained", "correction": "deviation", "recipe": {"epochs": epochs, "seed": seed},
+    about = {"chosen": "trained", "correction": "deviation", "recipe": {"epochs": epochs, "seed": seed} | more,
              "validation": validation, "test": splits["test"]}  # fmt: skip
     Folder(folder).write_json(store.STUDENT_SUMMARY, about)
 
@@ -70,7 +70,14 @@ def test_the_run_s_own_student_is_no_seed_of_another(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("other", [{"seed": 1, "epochs": 8}, {"seed": 0}])
+def test_a_switch_that_is_off_is_one_that_an_older_recipe_lacks(tmp_path):
+    write(tmp_path, 1.5)
+    student(tmp_path / "made-0", 1.0)
+    student(tmp_path / "made-1", 2.0, seed=1, hold_exact=False)
+    assert rows(tmp_path)[-1][0] == "made, 2 seeds"
+
+
+@pytest.mark.parametrize("other", [{"seed": 1, "epochs": 8}, {"seed": 0}, {"seed": 1, "hold_exact": True}])
 def test_other_recipes_and_the_same_seed_twice_are_no_seeds(tmp_path, other):
     write(tmp_path, 1.5)
     student(tmp_path / "epochs-1", 1.0)
