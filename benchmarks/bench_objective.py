@@ -14,25 +14,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from approx_env import markdown
 from approx_env.errors import InputError, exit_status
 from approx_env.scoring.evaluator import Configuration, Evaluator, Problem
 from approx_env.scoring.reward import Reward
-from benchmarks import bench_search, record
-from benchmarks.search_curves import interval
+from benchmarks import bench_search
+from benchmarks.bench_search import Tables
+from benchmarks.search_curves import told
 from search import job, objectives
 from search.algorithms import hill
-from search.results import store
-from search.results.folder import Folder
 
 REWARDS = {
     "return": Reward(),
@@ -41,7 +37,8 @@ REWARDS = {
     "kd+at": Reward("none"),
 }
 LABELLED = ("return",)  # what reads labels: of search images alone
-ROWS = "objective.parquet"
+ROWS = "objective"  # a Parquet file
+JUDGED_BY = "validation_drop_points"
 EVALUATIONS = 256  # of a search on the smaller number of images
 LARGER = 4  # times as many images
 KEY = ["model", "teacher", "reward", "split", "images", "seed"]
@@ -99,48 +96,28 @@ def judged(evaluator: Evaluator, configuration: Configuration, prefix: str) -> d
     taken = evaluator.taken(configuration)
     score, logits = taken.scores[0], taken.logits()[0]
     flips = 100 * float((logits.argmax(1).numpy() != predictions(evaluator)).mean())
-    told = {"drop_points": score.drop_points, "kd": score.kd, "flips_points": flips}
-    return {f"{prefix}_{name}": value for name, value in told.items()}
+    lost = {"drop_points": score.drop_points, "kd": score.kd, "flips_points": flips}
+    return {f"{prefix}_{name}": value for name, value in lost.items()}
 
 
-class Rows:
-    """The rows there are, in one Parquet file that is replaced whole."""
-
-    def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self.rows = Folder(folder), []
-        if self._folder.exists(ROWS):
-            self.rows = pq.read_table(pa.BufferReader(self._folder.read(ROWS))).to_pylist()
-
-    def has(self, key: dict[str, Any]) -> bool:
-        """Whether there is a row with this key."""
-        return any(key.items() <= row.items() for row in self.rows)
-
-    def add(self, row: dict) -> None:
-        """Keeps a row and writes the file."""
-        self.rows.append(row)
-        table = pa.Table.from_pylist(self.rows).replace_schema_metadata(record.about(__doc__))
-        self._folder.write(ROWS, store.arrow_parquet(table))
-
-
-def search(arguments: argparse.Namespace, rows: Rows) -> None:
+def search(arguments: argparse.Namespace, tables: Tables) -> None:
     """Makes every search that has no row; seeds are the outer loop, so that what is cut off has some of every aim."""
     for model in arguments.models:
         prepared = job.prepare(bench_search.settings(model, 1, arguments.data_dir))
         validation = Evaluator(prepared.held_out["validation"], cache_bytes=0)
         for seed in range(arguments.seeds):
             for aim in (Aim(prepared, *each, seed) for each in aims(arguments.images)):
-                if not rows.has(aim.key):
+                if not tables.of(ROWS, aim.key):
                     count = max(1, arguments.evaluations * arguments.images // aim.images)
-                    rows.add(_row(aim, validation, count))
+                    tables.add(ROWS, [_row(aim, validation, count)])
                     print(f"{aim.key}: done", flush=True)
 
 
 def _row(aim: Aim, validation: Evaluator, count: int) -> dict[str, Any]:
     evaluator = Evaluator(aim.problem())
     best, return_ = found(aim, evaluator, count)
-    told = {"evaluations": count, "return": return_, "codes": [code for codes in best for code in codes]}
-    return aim.key | told | judged(evaluator, best, "own") | judged(validation, best, "validation")
+    own = {"evaluations": count, "return": return_, "codes": [code for codes in best for code in codes]}
+    return aim.key | own | judged(evaluator, best, "own") | judged(validation, best, "validation")
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -154,7 +131,7 @@ def table(rows: pd.DataFrame) -> str:
     compared = f"minus the return's on {reference[2]} images (95 %)"
     heads = ("maximised", "images", "seeds", "drop on validation", compared,
              "drop on its own images", "KD on validation", "on its own images", "flips on validation, %")  # fmt: skip
-    ordered = sorted(seeds, key=lambda aim: seeds[aim]["validation_drop_points"].mean())
+    ordered = sorted(seeds, key=lambda aim: seeds[aim][JUDGED_BY].mean())
     return markdown.table(heads, [_line(aim, seeds[aim], seeds.get(reference)) for aim in ordered])
 
 
@@ -162,31 +139,23 @@ def _line(aim: tuple[str, str, int], own: pd.DataFrame, reference: pd.DataFrame 
     reward, split, images = aim
     means = own[[column for column in own if column.startswith(("own_", "validation_"))]].mean()
     return (
-        reward, f"{images} of {split}", str(len(own)), f"{means['validation_drop_points']:.2f}",
-        "" if own is reference or reference is None else _difference(own, reference),
+        reward, f"{images} of {split}", str(len(own)), f"{means[JUDGED_BY]:.2f}",
+        "" if own is reference or reference is None else told(own[JUDGED_BY] - reference[JUDGED_BY], 2),
         f"{means['own_drop_points']:.2f}" if reward in LABELLED else "", f"{means['validation_kd']:.4f}",
         f"{means['own_kd']:.4f}", f"{means['validation_flips_points']:.2f}",
     )  # fmt: skip
 
 
-def _difference(own: pd.DataFrame, reference: pd.DataFrame) -> str:
-    column = "validation_drop_points"
-    differences = (own[column] - reference[column]).dropna().to_numpy()
-    if len(differences) < 2:
-        return f"{differences.mean():+.2f} (one seed)"
-    low, high = interval(differences)
-    return f"{differences.mean():+.2f} ({low:+.2f} to {high:+.2f})"
-
-
-def tell(rows: Rows) -> None:
+def tell(tables: Tables) -> None:
     """Prints a table for each model and teacher that has rows.
 
     Raises:
         InputError: there are none.
     """
-    if not rows.rows:
+    rows = tables.frame(ROWS)
+    if rows.empty:
         raise InputError("there are no rows of searches: leave --draw out to make some")
-    for (model, teacher), part in pd.DataFrame(rows.rows).groupby(["model", "teacher"]):
+    for (model, teacher), part in rows.groupby(["model", "teacher"]):
         print(f"\n{model} (teacher {teacher})\n\n{table(part)}", flush=True)
 
 
@@ -194,10 +163,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; ends with status 2 if it is wrong."""
     parser = argparse.ArgumentParser("python -m benchmarks objective", description=__doc__.splitlines()[0])
     bench_search.add_arguments(parser)
-    told = f"search images; and {LARGER} times as many"
-    parser.add_argument("--images", type=int, default=1024, metavar="N", help=told)
-    told = f"of each search on so many images; on {LARGER} times as many a {LARGER}th"
-    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, metavar="N", help=told)
+    text = f"search images; and {LARGER} times as many"
+    parser.add_argument("--images", type=int, default=1024, metavar="N", help=text)
+    text = f"of each search on so many images; a {LARGER}th of that on {LARGER} times as many"
+    parser.add_argument("--evaluations", type=int, default=EVALUATIONS, metavar="N", help=text)
     return bench_search.checked(parser, argv, ("seeds", "images", "evaluations"))
 
 
@@ -207,9 +176,9 @@ def main(argv: Sequence[str]) -> int:
     def run() -> None:
         arguments = parse(argv)
         torch.set_num_threads(1)
-        rows = Rows(arguments.results)
+        tables = Tables(arguments.results, [ROWS], KEY, __doc__)
         if not arguments.draw:
-            search(arguments, rows)
-        tell(rows)
+            search(arguments, tables)
+        tell(tables)
 
     return exit_status(run)

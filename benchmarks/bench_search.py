@@ -118,12 +118,18 @@ def search_options(module: Any, prepared: job.Job) -> Any:
 
 
 class Tables:
-    """The rows and choices there are, kept in two Parquet files that are replaced whole."""
+    """The rows there are, kept in Parquet files that are replaced whole.
 
-    def __init__(self, folder: Path):
+    Args:
+        names: of the files.
+        columns: whose values are the key of a row.
+        text: the benchmark's docstring, which each file keeps.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], columns: Sequence[str], text: str):
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = Folder(folder)
-        self._tables = {name: self._read(name) for name in (ROWS, CHOICES)}
+        self._folder, self._columns, self._text = Folder(folder), columns, text
+        self._tables = {name: self._read(name) for name in names}
 
     def of(self, name: str, key: dict[str, Any]) -> list[dict]:
         """Rows with this key, in the order of their evaluations."""
@@ -132,9 +138,9 @@ class Tables:
     def add(self, name: str, rows: Sequence[dict]) -> None:
         """Keeps rows and writes the file."""
         for row in rows:
-            self._tables[name].setdefault(tuple(row[column] for column in KEY), []).append(row)
+            self._tables[name].setdefault(self._key(row), []).append(row)
         everything = [row for part in self._tables[name].values() for row in part]
-        about = record.about(__doc__)
+        about = record.about(self._text)
         table = pa.Table.from_pylist(everything).replace_schema_metadata(about)
         self._folder.write(f"{name}.parquet", store.arrow_parquet(table))
 
@@ -152,8 +158,11 @@ class Tables:
         if self._folder.exists(f"{name}.parquet"):
             table = pq.read_table(pa.BufferReader(self._folder.read(f"{name}.parquet")))
             for row in table.to_pylist():
-                found.setdefault(tuple(row[column] for column in KEY), []).append(row)
+                found.setdefault(self._key(row), []).append(row)
         return found
+
+    def _key(self, row: dict) -> tuple:
+        return tuple(row[column] for column in self._columns)
 
 
 def choose(rows: Sequence[dict], held_out: dict[str, Evaluator], known: dict[tuple, dict]) -> dict[str, Any]:
@@ -204,7 +213,8 @@ class Bench:
     """Runs what is asked for and not there yet."""
 
     def __init__(self, arguments: argparse.Namespace):
-        self._arguments, self._tables = arguments, Tables(arguments.results)
+        self._arguments = arguments
+        self._tables = Tables(arguments.results, (ROWS, CHOICES), KEY, __doc__)
 
     def run(self) -> None:
         """Every search of every model, seeds in the outer loop: what is cut off has something of every algorithm."""

@@ -72,13 +72,17 @@ def _difference(curves: dict[str, pd.DataFrame], name: str) -> str:
     if name == REFERENCE or REFERENCE not in curves:
         return ""
     own, other = curves[name].iloc[-1], curves[REFERENCE].iloc[-1]
-    differences = (own - other).dropna().to_numpy()
-    if not len(differences):
+    return told(own - other, 4)
+
+
+def told(differences: pd.Series, digits: int) -> str:
+    """The mean of differences, seed by seed, with its 95 % interval; empty if no seed has one."""
+    values = differences.dropna().to_numpy()
+    if not len(values):
         return ""
-    if len(differences) < 2:
-        return f"{differences.mean():+.4f} (one seed)"
-    low, high = interval(differences)
-    return f"{differences.mean():+.4f} ({low:+.4f} to {high:+.4f})"
+    low, high = interval(values)
+    spread = f"{low:+.{digits}f} to {high:+.{digits}f}" if len(values) > 1 else "one seed"
+    return f"{values.mean():+.{digits}f} ({spread})"
 
 
 def _costs(rows: pd.DataFrame) -> tuple[str, str]:

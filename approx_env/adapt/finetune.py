@@ -107,7 +107,7 @@ class FineTuning:
         self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True)
 
     def advance(self) -> torch.Tensor:
-        """Takes a step and returns its loss `() float64`, before the step, on the device."""
+        """Takes a step and returns the loss before it, `() float64` on the device."""
         pixels, labels = self._drawn()
         with torch.no_grad():
             wanted = self._teacher(pixels)

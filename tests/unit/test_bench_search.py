@@ -136,7 +136,8 @@ def test_a_search_that_was_cut_off_counts_for_no_mean_and_no_difference():
 def test_searches_of_two_teachers_are_two_tables(tmp_path, capsys):
     common = {"model": "alexnet", "images": 16, "codes": [1, 2, 3, 4]}
     both = [row | common | {"teacher": teacher} for teacher in ("old", "new") for row in rows("hill", [0.5])]
-    bench_search.Tables(tmp_path).add(bench_search.ROWS, both)
+    names = bench_search.ROWS, bench_search.CHOICES
+    bench_search.Tables(tmp_path, names, bench_search.KEY, "").add(bench_search.ROWS, both)
     assert bench_search.main(["--draw", "--results", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert "alexnet (teacher old)" in told and "alexnet (teacher new)" in told

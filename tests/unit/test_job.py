@@ -119,7 +119,8 @@ def test_a_folder_that_was_renamed_goes_on_as_the_run_that_it_is(tmp_path):
 
 def test_a_run_with_every_option_goes_on_as_it_was_begun(tmp_path):
     options = (
-        "--run-name r --algorithm ppo --rungs 8,16 --episodes 6 --seeds 3,1 --lr 0.01 --iteration-episodes 4 --accuracy soft --top 2 "
+        "--run-name r --algorithm ppo --rungs 8,16 --episodes 6 --seeds 3,1 --lr 0.01 --iteration-episodes 4 "
+        "--accuracy soft --top 2 "
         "--kd-temperature 3 --kd-weight 0.5 --at-weight 0 --tmax-percentile 80 --tmax-offset -2 --max-acc-drop 1.5 "
         "--engine portable --gpus-per-runner 0 --cost jouppi-7nm --envs-per-runner 2 --num-env-runners 1 "
         "--sites all --sensitivity --search-tmax --objective return --budget-exact 0.5"

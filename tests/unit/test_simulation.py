@@ -51,8 +51,9 @@ def test_requantisation_has_the_gradient_of_what_is_not_rounded(dtype, shape):
 @pytest.mark.parametrize("held", [True, False], ids=["tmax follows", "tmax stays"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["loops", "torch"])
 def test_codes_have_the_gradients_of_what_they_make(dtype, held):
-    """Codes: theirs, but for those that are far from v2 and become it, where tmax follows. v1 and v2: sums over their segments. A threshold: what all outputs change by when it moves over its
-    neighbourhood, from two codes below to two above, a code of that distance."""
+    """Codes: their own. Where tmax follows, those far above v2 that become it have none. v1 and v2: sums over their
+    segments. A threshold: what all outputs change by when it moves over its neighbourhood, from two codes below to two
+    above, a code of that distance."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 256, (3, 4, 5, 5), generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(x.shape, generator=generator).to(dtype)

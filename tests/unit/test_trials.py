@@ -49,7 +49,8 @@ def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
 
 
 def test_ppo_s_settings_reach_rllib():
-    _, space = trials._trainable(job(algorithm="ppo", episodes=100, lr=0.25, iteration_episodes=4, envs_per_runner=3), 0)
+    given = job(algorithm="ppo", episodes=100, lr=0.25, iteration_episodes=4, envs_per_runner=3)
+    _, space = trials._trainable(given, 0)
     assert (space.lr, space.env_config["iteration_episodes"], space.num_envs_per_env_runner) == (0.25, 4, 3)
     assert space.train_batch_size_per_learner == 4 * 2
 
