@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes the runs and students of results/reference on CIFAR-10 (JPEG): sh benchmarks/reference.sh [SEED ...]
 # It wants the images as ./cifar10-jpeg, and goes on where it was cut off. Seeds are those of fine-tuning (0 1 2).
+# DEVICE=cuda trains the students with --cutmix on a GPU, as those that are there were (H200); they take hours on a core.
 set -eu
 python=${PYTHON:-.venv/bin/python}
 reference=results/reference
@@ -37,13 +38,13 @@ for run in alexnet squeezenet squeezenet-all; do
 done
 for seed in ${*:-0 1 2}; do
     tuned="--learn-codes --rate 0.1 --seed $seed"
-    student alexnet-hill fine-tuned-$seed --epochs 4 --batch-size 128 --labels $tuned
+    long="--learn-codes --batch-size 128 --cutmix 0.5 --device ${DEVICE:-cpu} --seed $seed"
+    student alexnet-hill fine-tuned-$seed --epochs 28 --rate 0.2 --labels $long
     student squeezenet-hill fine-tuned-$seed --epochs 0.5 $tuned
     student squeezenet-all-hill fine-tuned-$seed --epochs 2.5 $tuned
-    student squeezenet-all-hill held-$seed --epochs 2.5 --hold-exact $tuned
-    without="--no-tail --learn-codes --rate 0.2 --seed $seed"
-    student alexnet-hill no-tail-$seed --epochs 7 --batch-size 128 $without
-    student squeezenet-all-hill no-tail-$seed --epochs 3 $without
+    student squeezenet-all-hill held-$seed --epochs 5 --rate 0.1 --hold-exact $long
+    student alexnet-hill no-tail-$seed --epochs 13 --rate 0.2 --no-tail $long
+    student squeezenet-all-hill no-tail-$seed --epochs 3 --rate 0.2 --no-tail --learn-codes --seed $seed
 done
 for problem in alexnet squeezenet squeezenet-all; do
     runs="${runs:-} $reference/$problem-quintile $reference/$problem-hill"

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torchvision.transforms.v2 import CutMix
 
+from approx_env.adapt.replay import Replayed
 from approx_env.adapt.requantisation import with_numbers
 from approx_env.adapt.simulation import Configuration, Simulation
 from approx_env.engines import build as engines
@@ -44,6 +46,7 @@ class Recipe:
     hold_exact: bool = switch(
         False, "lets tmax follow while codes are learnt, so that as many activations stay exact as at the start"
     )
+    cutmix: float = number(0.0, "share of the steps whose images are pasted into one another", low=0, high=1)
     seed: int = integer(0, "of order, shifts and mirrors", 0)
 
 
@@ -78,6 +81,7 @@ class FineTuning:
         self._recipe, self._mirrored, self._device = recipe, mirrored, device
         self._side = teacher.input_shape[1]
         self._pixels, self._labels = (torch.from_numpy(part) for part in images)
+        self._classes = len(teacher.classes)
         self.batch = min(recipe.batch_size, len(self._labels))
         self._epoch_steps = len(self._labels) // self.batch
         self._epoch = None, None  # and how it is shuffled
@@ -104,11 +108,27 @@ class FineTuning:
             groups.append({"params": [self._simulation.codes], "factor": CODE_RATE})
         if recipe.hold_exact:
             self._simulation.hold_exact(self._drawn()[0])
-        self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True)
+        self._step = self._taken
+        if device != "cpu":  # a graph reads its rates from the device
+            groups = [group | {"lr": torch.tensor(recipe.rate, device=device)} for group in groups]
+            self._step = Replayed(self._taken)
+        self._adam = torch.optim.Adam(groups, recipe.rate, BETAS, fused=True, capturable=device != "cpu")
 
     def advance(self) -> torch.Tensor:
         """Takes a step and returns the loss before it, `() float64` on the device."""
-        pixels, labels = self._drawn()
+        share = (1 + math.cos(math.pi * self.done / self.steps)) / 2
+        for group in self._adam.param_groups:
+            rate = self._recipe.rate * group["factor"] * share
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        loss = self._step(*self._drawn())
+        self.done += 1
+        return loss
+
+    def _taken(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Takes a step on these images, and returns its loss."""
         with torch.no_grad():
             wanted = self._teacher(pixels)
         logits = self._simulation(pixels)
@@ -117,12 +137,8 @@ class FineTuning:
             loss = loss + F.cross_entropy(logits, labels)
         self._adam.zero_grad(set_to_none=True)
         loss.backward()
-        share = (1 + math.cos(math.pi * self.done / self.steps)) / 2
-        for group in self._adam.param_groups:
-            group["lr"] = self._recipe.rate * group["factor"] * share
         self._adam.step()
         self._simulation.project()
-        self.done += 1
         return loss.detach()
 
     def student(self) -> Network:
@@ -158,8 +174,16 @@ class FineTuning:
         epoch, position = divmod(self.done, self._epoch_steps)
         order, flip = self._shuffled(epoch)
         chosen = order[position * self.batch : (position + 1) * self.batch]
-        pixels = augment(self._pixels[chosen], self._side, flip[chosen], 0, self._generator(2 * self.done + 1))
-        return pixels.to(self._device), self._labels[chosen].to(self._device)
+        draw = self._generator(2 * self.done + 1)
+        pixels = augment(self._pixels[chosen], self._side, flip[chosen], 0, draw)
+        labels = self._labels[chosen]
+        if self._recipe.cutmix:
+            labels = F.one_hot(labels, self._classes).float()
+            if torch.rand((), generator=draw) < self._recipe.cutmix:
+                with torch.random.fork_rng(devices=()):  # CutMix draws from torch's global generator
+                    torch.manual_seed(draw.initial_seed())
+                    pixels, labels = CutMix()(pixels, labels)
+        return pixels.to(self._device), labels.to(self._device)
 
     def _shuffled(self, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The order of an epoch's images, and which images it mirrors."""

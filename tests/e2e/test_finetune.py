@@ -60,7 +60,7 @@ def test_a_student_is_made_scored_and_read_again(folder, capsys):
     found = student.read(folder / store.STUDENT)
     assert found.about["student"]["recipe"] == summary["recipe"]
     assert summary["recipe"] == {"epochs": 1, "batch_size": 32, "rate": 0.2, "temperature": 2.0, "labels": False,
-                                 "learn_codes": False, "hold_exact": False, "seed": 0}  # fmt: skip
+                                 "learn_codes": False, "hold_exact": False, "cutmix": 0.0, "seed": 0}  # fmt: skip
     best = json.loads((folder / store.BEST).read_text())
     assert found.about["student"]["layers"] == best["layers"]
     assert found.about["student"]["teacher_sha256"] == json.loads((folder / store.RUN).read_text())["teacher"]["sha256"]

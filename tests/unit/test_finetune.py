@@ -77,6 +77,21 @@ def test_training_brings_the_student_nearer_to_its_teacher(small, monkeypatch):
         assert any(not np.array_equal(one, other) for one, other in pairs)
 
 
+def test_pasted_images_keep_their_share_of_each_class(begin, small):
+    """What CutMix does, in the share of the steps that was asked for, and with no other draw than the step's."""
+    recipe = replace(RECIPE, epochs=100, cutmix=0.5)
+    tuning, state = begin(recipe), torch.get_rng_state()
+    pasted = 0
+    for tuning.done in range(100):
+        pixels, labels = tuning._drawn()
+        assert pixels.dtype == torch.uint8 and labels.shape == (16, len(small.network.classes))
+        torch.testing.assert_close(labels.sum(1), torch.ones(16))
+        pasted += int((labels.max(1).values < 1).any())
+    assert 30 < pasted < 70
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(*(finished(begin(replace(recipe, epochs=1, labels=True))).student() for _ in range(2)))
+
+
 def test_the_same_seed_gives_the_same_student(begin):
     one, other, third = (finished(begin(replace(RECIPE, seed=seed))).student() for seed in (3, 3, 4))
     assert same(one, other)
