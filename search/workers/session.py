@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 OBJECT_STORE_BYTES = 512 * 2**20
 CONNECT_SECONDS = 5
-WATCH_SECONDS = 0.25
+WATCH_SECONDS = 0.05
 QUIET = {"log_to_driver": False, "configure_logging": True, "logging_level": logging.ERROR}
 NEEDED = {"raylet": "raylet", "gcs_server": "control service (GCS)"}  # Ray's processes, and what to call them
 HEAD = "node:__internal_head__"  # a resource that Ray gives to the head alone
@@ -79,6 +79,8 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
             watch.stop()
         ray.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
+        if watch:
+            watch.unmute()
 
 
 def _start(temporary: Path, cores: int | None, variables: dict[str, str]) -> _Watch:
@@ -116,6 +118,7 @@ class _Watch(threading.Thread):
         started = ray._private.worker._global_node.all_processes
         self._processes = {name: started[name][0].process for name in NEEDED}
         self._stopped = threading.Event()
+        self._stderr: int | None = None  # a copy of file 2, while that leads nowhere
         self.noticed: str | None = None  # what has died, if this command is ended for it
         self.start()
 
@@ -127,6 +130,7 @@ class _Watch(threading.Thread):
         while not self._stopped.wait(WATCH_SECONDS):
             self.noticed = self.dead()
             if self.noticed:
+                self.mute()
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -137,6 +141,19 @@ class _Watch(threading.Thread):
             for process in (*raylet.children(recursive=True), raylet):
                 with suppress(psutil.Error):
                     process.kill()
+
+    def mute(self) -> None:
+        """Lets nobody write to stderr: Ray's client would say every second that a task cannot be told of."""
+        self._stderr = os.dup(2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+
+    def unmute(self) -> None:
+        """Gives stderr back, if it was muted."""
+        if self._stderr is not None:
+            os.dup2(self._stderr, 2)
+            os.close(self._stderr)
 
     def stop(self) -> None:
         """Looks no longer."""

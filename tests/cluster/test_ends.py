@@ -48,8 +48,9 @@ def test_a_process_of_ray_that_dies(running, file, name):
     os.kill(number, signal.SIGKILL)
     running.process.wait(LONGEST_SECONDS)
     kept = [path.name for path in running.temporary.glob("ray-logs-*/logs/*")]
-    (line,) = check(running, 1).splitlines()
-    assert line.startswith("error: ") and name in line and "--resume" in line and str(running.temporary) in line
+    line = check(running, 1).rstrip("\n")
+    assert line.startswith("error: ") and "\n" not in line, line
+    assert name in line and "--resume" in line and str(running.temporary) in line
     assert any(log.startswith("raylet") for log in kept)
 
 

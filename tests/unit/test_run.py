@@ -1,5 +1,6 @@
 """How a search is fitted to the cluster that it finds, and what is left of it when it fails."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -159,3 +160,16 @@ def test_without_the_sink_the_folder_tells(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(store, "read_rows", lambda folder: (_ for _ in ()).throw(OSError("away")))
     run._tell_count(handle, made)
     assert capsys.readouterr().out == f"{tmp_path}/episodes cannot be read (away)\n"
+
+
+def test_stderr_leads_nowhere_while_it_is_muted(capfd):
+    """Ray's client writes to the file, not to `sys.stderr`."""
+    watch = session._Watch.__new__(session._Watch)
+    watch._stderr = None
+    watch.unmute()
+    os.write(2, b"one ")
+    watch.mute()
+    os.write(2, b"two ")
+    watch.unmute()
+    os.write(2, b"three")
+    assert capfd.readouterr().err == "one three"
