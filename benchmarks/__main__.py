@@ -11,16 +11,19 @@ from benchmarks import (
     bench_cluster,
     bench_engines,
     bench_evaluator,
+    bench_nodes,
     bench_objective,
     bench_scaling,
     bench_search,
     bench_store,
     ratios,
+    record,
     timing,
 )
 
 BENCHMARKS = {
     "engines": bench_engines.measure,
+    "nodes": bench_nodes.measure,
     "evaluator": bench_evaluator.measure,
     "store": bench_store.measure,
     "scaling": bench_scaling.measure,
@@ -54,7 +57,8 @@ def main() -> None:
         summaries |= {key: ratios.summarise(key, values) for key, values in measured.items()}
         print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
     ratios.write(arguments.results, summaries)
-    print(f"\n{ratios.table(summaries)}")
+    if summaries:
+        print(f"\n{ratios.table({record.kind(): summaries})}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ TARGETS = {
     "pass_speedup_over_best_engine": Target(
         "the faster of ONNX Runtime's and OpenVINO's INT8 forward pass over ours, one thread, batch 256", 1.2, False
     ),
+    "pass_speedup_over_best_engine_32": Target("the same at batch 32", 1.2, False),
+    "pass_speedup_over_best_engine_1": Target("the same at batch 1", 1.0, False),
     "share_of_peak": Target(
         "multiply-accumulates a second of our pass over those of one large oneDNN INT8 convolution", 0.65, False
     ),
@@ -69,18 +71,30 @@ def summarise(key: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def write(folder: Path, summaries: Mapping[str, Mapping[str, Any]]) -> None:
-    """Writes `folder/ratios.json`; claims that were not measured this time stay as they were."""
+    """Writes `folder/ratios.json`: claims by kind of CPU.
+
+    What was not measured this time stays as it was, and so does what other kinds have shown.
+    """
     path = folder / FILE
     known = json.loads(path.read_text()) if path.exists() else {}
-    told = {key: (known | summaries)[key] for key in TARGETS if key in known or key in summaries}
-    Folder(folder).write_json(FILE, told)
+    merged = known.get(record.kind(), {}) | summaries
+    here = {key: merged[key] for key in TARGETS if key in merged}
+    Folder(folder).write_json(FILE, known | {record.kind(): here})
 
 
-def table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """The claims as lines of Markdown."""
+def table(measured: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The claims as lines of Markdown, a column for each kind of CPU that they were measured on."""
     rows = []
-    for key, one in summaries.items():
-        unit = f" {one['unit']}" if "unit" in one else ""
-        numbers = f"{one['median']:.3g} ({one['min']:.3g} to {one['max']:.3g}){unit}"
-        rows.append((one["what"], key, numbers, f"{one['target']}{unit}", "yes" if one["holds"] else "no"))
-    return markdown.table(("what", "key", "median (min to max)", "target", "holds"), rows)
+    for key in (key for key in TARGETS if any(key in summaries for summaries in measured.values())):
+        found = [summaries.get(key) for summaries in measured.values()]
+        first = next(one for one in found if one)
+        unit = f" {first['unit']}" if "unit" in first else ""
+        rows.append((first["what"], key, f"{first['target']}{unit}", *(_cell(one, unit) for one in found)))
+    return markdown.table(("what", "key", "target", *(f"CPU {kind}" for kind in measured)), rows)
+
+
+def _cell(one: Mapping[str, Any] | None, unit: str) -> str:
+    if one is None:
+        return "not measured"
+    holds = "holds" if one["holds"] else "missed"
+    return f"{one['median']:.3g} ({one['min']:.3g} to {one['max']:.3g}){unit}, {holds}"

@@ -26,9 +26,9 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
 def machine() -> dict[str, Any]:
     """The machine, and how busy it was when this was first asked."""
     cpu = Path("/proc/cpuinfo").read_text()
-    flags = set(re.search(r"^flags\s*: (.*)", cpu, re.MULTILINE)[1].split())
+    flags = set(_told_of_cpu(cpu, "flags").split())
     return {
-        "cpu": re.search(r"^model name\s*: (.*)", cpu, re.MULTILINE)[1],
+        "cpu": _told_of_cpu(cpu, "model name") or platform.machine(),
         "cores": os.cpu_count(),
         "instructions": [name for name in INSTRUCTIONS if name in flags],
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
@@ -37,10 +37,23 @@ def machine() -> dict[str, Any]:
     }
 
 
+def kind() -> str:
+    """Which kind of CPU this is: claims about speed hold for one kind, not for others."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return "ARM"
+    return "with VNNI" if {"avx512_vnni", "avx_vnni"} & set(machine()["instructions"]) else "without VNNI"
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that are measured."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _told_of_cpu(text: str, what: str) -> str:
+    """A line of /proc/cpuinfo, which ARM has others of."""
+    found = re.search(rf"^{what}\s*: (.*)", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def announce(name: str, text: str) -> None:

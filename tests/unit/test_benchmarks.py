@@ -1,5 +1,6 @@
 """What the benchmarks compare does the same job, and their arithmetic."""
 
+import json
 from itertools import islice
 
 import numpy as np
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 
 from approx_env import tap
+from approx_env.int8.nodes import Concatenation
 from approx_env.scoring.evaluator import Evaluator
-from benchmarks import onnx_twin, ratios, search_job, timing, trace, workload
+from benchmarks import bench_nodes, onnx_twin, ratios, record, search_job, timing, trace, workload
 from benchmarks.float_reference import FloatReference
 
 IMAGES = 128
@@ -68,11 +70,51 @@ def test_a_claim_holds_by_its_median():
     assert "unit" not in missed and ratios.summarise("runner_memory_mb", [200.0])["unit"] == "MB"
 
 
-def test_ratios_that_were_not_measured_again_stay(tmp_path):
+def test_ratios_that_were_not_measured_again_stay(tmp_path, monkeypatch):
     ratios.write(tmp_path, {"episode_over_pass": {"median": 1}, "share_of_peak": {"median": 2}})
     ratios.write(tmp_path, {"share_of_peak": {"median": 3}})
-    text = (tmp_path / ratios.FILE).read_text()
-    assert '"median": 1' in text and '"median": 3' in text and '"median": 2' not in text
+    here = {"episode_over_pass": {"median": 1}, "share_of_peak": {"median": 3}}
+    assert json.loads((tmp_path / ratios.FILE).read_text()) == {ratios.record.kind(): here}
+    other = "ARM" if ratios.record.kind() != "ARM" else "with VNNI"
+    monkeypatch.setattr(ratios.record, "kind", lambda: other)
+    ratios.write(tmp_path, {"share_of_peak": {"median": 4}})
+    told = json.loads((tmp_path / ratios.FILE).read_text())
+    assert list(told.values()) == [here, {"share_of_peak": {"median": 4}}]
+
+
+def test_kinds_of_cpu_stand_beside_one_another():
+    one = ratios.summarise("share_of_peak", [0.5, 0.7, 0.9])
+    first, _, *lines = ratios.table({"with VNNI": {"share_of_peak": one}, "ARM": {}}).splitlines()
+    assert first.endswith("| target | CPU with VNNI | CPU ARM |")
+    assert len(lines) == 1 and lines[0].endswith("| at least 0.65 | 0.7 (0.5 to 0.9), holds | not measured |")
+
+
+@pytest.mark.parametrize(
+    "instructions, expected",
+    [(["avx2"], "without VNNI"), (["avx2", "avx512f"], "without VNNI"), (["avx2", "avx_vnni"], "with VNNI"),
+     (["avx2", "avx512f", "avx512_vnni"], "with VNNI")],
+)  # fmt: skip
+def test_the_kind_of_a_cpu(monkeypatch, instructions, expected):
+    monkeypatch.setattr(record, "machine", lambda: {"instructions": instructions})
+    monkeypatch.setattr(record.platform, "machine", lambda: "x86_64")
+    assert record.kind() == expected
+    monkeypatch.setattr(record.platform, "machine", lambda: "aarch64")
+    assert record.kind() == "ARM"
+
+
+def test_the_time_of_every_node_is_told():
+    network, seconds = bench_nodes.timed(workload.problem("squeezenet_compact", 4), 1)
+    joined = {node.name for node in network.nodes if isinstance(node, Concatenation)}  # written by their parts
+    assert set(seconds) == {node.name for node in network.nodes} - joined
+    rows = bench_nodes.told(network, seconds, peak=100.0, bandwidth=10.0)
+    assert sum(row["share"] for row in rows) == pytest.approx(1)
+    row = next(row for row in rows if row["node"] == "blocks.conv1.0")
+    weight = network.by_name["blocks.conv1.0"].weight
+    assert row["gmac_per_second"] * row["seconds"] * 1e9 == pytest.approx(64 * network.macs["blocks.conv1.0"])
+    read = 64 * np.prod(network.input_shape)
+    written = 64 * np.prod(network.shapes["blocks.conv1.0"])
+    assert row["megabytes"] * 1e6 == pytest.approx(read + written + weight.nbytes)
+    assert "blocks.conv1.0" in bench_nodes.table(rows)
 
 
 def test_seconds_within_an_iteration_are_cut_at_its_ends():
