@@ -28,7 +28,9 @@ from approx_env.int8.nodes import Convolution, Weighted
 G = np.array([[1, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [1, -2, 4], [0, 0, 1]])  # rows times 4, 6, 6, 24, 24, 1
 SIGNS = np.array([1, -1, -1, 1, 1, 1])  # of the second and third row: the output transform has their signs turned
 HIGHEST_WINOGRAD_SUM = 2**25 - 1  # of products: 64 times as much is still an int32
-SCRATCH_BYTES = 2**18  # for transformed tiles: half of a usual second-level cache
+SCRATCH_BYTES = 2**18  # for transformed tiles: half of a small second-level cache
+# Weights of more bytes come from beyond that cache each time. Then more tiles share their way, and leave it themselves.
+LARGE_WEIGHT_BYTES, LARGE_SCRATCH_BYTES = 2**21, 2**21
 HALF_BLOCK = 16  # output channels that leave half a block of 512-bit registers empty: 256 bits are as fast
 PANEL = 16  # products of `rows` rows that stay in the first-level cache while the weights pass
 
@@ -103,8 +105,10 @@ class Winograd(Packed):
         blocks, channels, _, _, inputs = wide.shape
         pairs = wide.reshape(blocks, channels, TILE * TILE, inputs // 2, 2)
         self._weight = np.ascontiguousarray(pairs.transpose(0, 2, 3, 1, 4), np.int16)
-        together = SCRATCH_BYTES // (2 * TILE * TILE * inputs * self._set.tiles)
-        self._tiles = self._set.tiles * int(np.clip(together, 1, 8))
+        large = self._weight.nbytes > LARGE_WEIGHT_BYTES
+        scratch, most = (LARGE_SCRATCH_BYTES, 16) if large else (SCRATCH_BYTES, 8)
+        together = scratch // (2 * TILE * TILE * inputs * self._set.tiles)
+        self._tiles = self._set.tiles * int(np.clip(together, 1, most))
 
     def __call__(self, x, y, offset):
         padding = np.full(x.shape[3], self._zero_point, np.uint8)
