@@ -1,6 +1,7 @@
 import numpy as np
+from numba.core import caching
 
-from approx_env.engines.vector import kernels
+from approx_env.engines.vector import kernels, simd
 
 
 def test_tap():
@@ -42,3 +43,20 @@ def test_tally_counts_more_channels_than_a_byte_holds():
     counts = np.zeros(4, np.int64)
     kernels.tally(x, np.uint8(0), np.uint8(1), np.uint8(2), np.array([3], np.int64), counts)
     assert counts.tolist() == [3000, 0, 0, 0]
+
+
+def test_code_on_disk_is_that_of_this_text_of_the_vector_instructions(monkeypatch, tmp_path):
+    """numba keeps compiled code beside the function's file, and knows that file alone."""
+    monkeypatch.setattr(caching.config, "CACHE_DIR", str(tmp_path))
+
+    def double(x):
+        return 2 * x
+
+    assert simd.compiled(double)(4) == 8
+    hits = []
+    for digest in (simd._Cache.digest, "another", "another"):
+        monkeypatch.setattr(simd._Cache, "digest", digest)
+        again = simd.compiled(double)
+        assert again(4) == 8
+        hits.append(sum(again.stats.cache_hits.values()))
+    assert hits == [1, 0, 1]

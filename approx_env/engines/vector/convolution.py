@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from functools import cache
 
-import numba
 import numpy as np
 
 from approx_env.engines.vector import simd
@@ -144,7 +143,7 @@ class Direct(Packed):
 @cache
 def _compiled(instructions: int):
     """The loops around the vector code of one instruction set, by kind; numba compiles each at its first call."""
-    compiled = numba.njit(nogil=True, cache=True)
+    compiled = simd.compiled
     tile_rows, rows, channels = SETS[instructions].tiles, SETS[instructions].rows, SETS[instructions].channels
 
     @compiled

@@ -6,12 +6,11 @@ instructions. They release the GIL and run on the calling thread alone.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from approx_env.engines.vector import simd
 
-_compiled = numba.njit(nogil=True, cache=True)
+_compiled = simd.compiled
 
 
 @_compiled

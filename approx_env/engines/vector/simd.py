@@ -4,20 +4,23 @@ Numba has no integer dot products; these functions put them, and the transforms 
 compiles. All arguments are 64-bit integers, most of them addresses, and all steps are in bytes. The first argument of
 those that `convolution.py` calls says for which instruction set: its place in `SETS`, a constant of the calling code.
 
-A block of output channels is two registers of int32. With 256-bit registers their lanes have the order of
-`Instructions.order`, which the instructions that narrow them to bytes undo.
+A block of output channels is two registers of int32. Their lanes have the order of `Instructions.order`, which the
+instructions that narrow them to bytes undo.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 POOLED = 32  # channels that `window_maximum` takes
@@ -46,9 +49,8 @@ class Instructions:
     @property
     def order(self) -> tuple[int, ...]:
         """The channel of each int32 of a block whose sums become codes."""
-        if self.lanes == 16:
-            return tuple(range(32))
-        return (0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15)
+        fours = range(0, self.channels, 4)
+        return tuple(first + k for half in (fours[::2], fours[1::2]) for first in half for k in range(4))
 
     @property
     def available(self) -> bool:
@@ -73,6 +75,23 @@ BYTES, MANY_BYTES = ir.VectorType(I8, 16), ir.VectorType(I8, 32)
 SHORTS = ir.VectorType(I16, 16)
 WORDS = ir.VectorType(I32, 8)
 FOUR = ir.VectorType(I64, 4)
+
+
+def compiled(function: Callable) -> Callable:
+    """Compiles a function that calls what is below; on disk its code is kept for this very text of this module.
+
+    numba alone looks at the function's own file. It would go on with the instructions of an older text.
+    """
+    made = njit(nogil=True)(function)
+    made._cache = _Cache(function)
+    return made
+
+
+class _Cache(FunctionCache):
+    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+    def _index_key(self, sig, codegen) -> tuple:
+        return (*super()._index_key(sig, codegen), self.digest)
 
 
 @intrinsic
@@ -234,33 +253,40 @@ class _Code:
         builder.position_at_end(after)
         return results
 
-    def codes(self, halves: Sequence, bias: Sequence, multiplier: Sequence):
-        """Requantises the sums of a block: the integer definition in `int8.nodes`, which explains why this is exact."""
-        floats = ir.VectorType(ir.FloatType(), self.set.lanes)
-        rounded = []
-        for sums, added, factor in zip(halves, bias, multiplier, strict=True):
-            value = self.builder.sitofp(self.sum(sums, added), floats)
-            value = self.builder.fmul(value, self.builder.bitcast(factor, floats))
-            value = self.builder.fadd(value, ir.Constant(floats, [0.5] * self.set.lanes))
-            rounded.append(self.builder.fptosi(value, self.words))  # towards zero: what is negative becomes 0 anyway
-        if self.set.lanes == 16:
-            return self._narrowed(rounded)
-        narrow = self.call("llvm.x86.avx2.packssdw", SHORTS, *rounded)
-        parts = [
-            self.builder.shuffle_vector(narrow, narrow, ir.Constant(ir.VectorType(I32, 8), list(range(k, k + 8))))
-            for k in (0, 8)
-        ]
-        return self.call("llvm.x86.sse2.packuswb.128", BYTES, *parts)
+    def codes(self, blocks: Sequence[Sequence], bias: Sequence, multiplier: Sequence) -> list:
+        """Requantises the sums of an even number of blocks, two registers each: the codes of each block.
 
-    def _narrowed(self, halves: Sequence):
-        cut = []
-        for value in halves:
-            for limit, sign in ((0, "<"), (255, ">")):
-                end = _constant(self.words, limit)
-                value = self.builder.select(self.builder.icmp_signed(sign, value, end), end, value)
-            cut.append(self.builder.trunc(value, BYTES))
-        both = ir.Constant(ir.VectorType(I32, 32), list(range(32)))
-        return self.builder.shuffle_vector(*cut, both)
+        `int8.nodes` has the integer definition, and explains why this is exact.
+        """
+        floats = ir.VectorType(ir.FloatType(), self.set.lanes)
+        half = ir.Constant(floats, [0.5] * self.set.lanes)
+        narrow = []
+        for block in blocks:
+            rounded = []
+            for sums, added, factor in zip(block, bias, multiplier, strict=True):
+                value, factor = self.builder.sitofp(self.sum(sums, added), floats), self.builder.bitcast(factor, floats)
+                if self.set.lanes == 16:  # one rounding, where two would be one: the product is exact or cut
+                    value = self.call("llvm.fma.v16f32", floats, value, factor, half)
+                else:
+                    value = self.builder.fadd(self.builder.fmul(value, factor), half)
+                rounded.append(self.builder.fptosi(value, self.words))  # towards zero: negative ones become 0 anyway
+            name = "avx512.packssdw.512" if self.set.lanes == 16 else "avx2.packssdw"
+            narrow.append(self.call(f"llvm.x86.{name}", ir.VectorType(I16, self.set.channels), *rounded))
+        if self.set.lanes == 16:
+            return [codes for pair in zip(narrow[::2], narrow[1::2], strict=True) for codes in self._packed(*pair)]
+        return [self.call("llvm.x86.sse2.packuswb.128", BYTES, *self._halves(both)) for both in narrow]
+
+    def _packed(self, first, second) -> list:
+        """The codes of two blocks of int16: their quarters of a register come in turns."""
+        both = self.call("llvm.x86.avx512.packuswb.512", ir.VectorType(I8, 64), first, second)
+        quads = self.builder.bitcast(both, ir.VectorType(I64, 8))
+        chosen = [ir.Constant(ir.VectorType(I32, 4), list(range(start, 8, 2))) for start in range(2)]
+        return [self.builder.bitcast(self.builder.shuffle_vector(quads, quads, one), MANY_BYTES) for one in chosen]
+
+    def _halves(self, shorts) -> list:
+        """16 int16 as twice 8."""
+        places = [ir.Constant(ir.VectorType(I32, 8), list(range(k, k + 8))) for k in (0, 8)]
+        return [self.builder.shuffle_vector(shorts, shorts, part) for part in places]
 
     def store_first(self, value, count, address, offset) -> None:
         """Stores the first `count` bytes of a block's codes."""
@@ -408,10 +434,9 @@ def _transform_output(code: _Code, sums, step, bias, multiplier, targets, channe
         halves.append([
             code.builder.ashr(code.times(value, INVERSE_OF_9), _constant(code.words, 6)) for value in outputs
         ])  # fmt: skip
-    biases, multipliers = code.halves(bias), code.halves(multiplier)
-    for place, both in enumerate(zip(*halves, strict=True)):
-        narrow = code.codes(both, biases, multipliers)
-        code.store_first(narrow, valid, code.load(I64, targets, 8 * place), channel)
+    blocks = list(zip(*halves, strict=True))
+    for place, codes in enumerate(code.codes(blocks, code.halves(bias), code.halves(multiplier))):
+        code.store_first(codes, valid, code.load(I64, targets, 8 * place), channel)
 
 
 def _output_side(code: _Code, m: Sequence) -> list:
@@ -444,10 +469,9 @@ def _sums_of_codes(code: _Code, sources, steps, offsets, weight) -> list:
 
 def _multiply_codes(code: _Code, sources, steps, offsets, weight, bias, multiplier, targets, channel, valid) -> None:
     sums = _sums_of_codes(code, sources, steps, offsets, weight)
-    biases, multipliers = code.halves(bias), code.halves(multiplier)
-    for row in range(code.set.rows):
-        narrow = code.codes(sums[2 * row : 2 * row + 2], biases, multipliers)
-        code.store_first(narrow, valid, code.load(I64, targets, 8 * row), channel)
+    blocks = list(zip(sums[::2], sums[1::2], strict=True))
+    for row, codes in enumerate(code.codes(blocks, code.halves(bias), code.halves(multiplier))):
+        code.store_first(codes, valid, code.load(I64, targets, 8 * row), channel)
 
 
 def _add_products(code: _Code, sources, steps, offsets, weight, bias, targets, channel) -> None:
