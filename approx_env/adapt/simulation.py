@@ -181,7 +181,7 @@ class Simulation(nn.Module):
             x = x - zero_point
         if isinstance(node, Convolution):
             sides = (node.stride,) * 2, (node.padding,) * 2
-            sums = Convolve.apply(x, in_order(weight), bias, *sides, self._bf16)
+            sums = Convolve.apply(x, in_order(weight), bias, *sides, node.groups, self._bf16)
         else:
             sums = F.linear(x, weight, bias)
         if node.logits:

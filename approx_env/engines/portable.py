@@ -51,7 +51,7 @@ class PortableEngine(Engine):
             self._prove(node)
 
     def _parts(self, node: Weighted) -> list[torch.Tensor]:
-        """The node's weights as floats, in as many parts of the input channels as keep sums below 2**24."""
+        """The node's weights as floats, in as many parts of a group's input channels as keep sums below 2**24."""
         zero_point = self.network.zero_point(node.inputs[0])
         largest = max(zero_point, tap.HIGHEST_CODE - zero_point) * np.abs(node.weight.astype(np.int64))
         from_each = largest.reshape(*node.weight.shape[:2], -1).sum(2).max(0)  # input channel, at most
@@ -72,10 +72,10 @@ class PortableEngine(Engine):
 
     def _sums(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
         """The sums of products as float64."""
-        x = x - self.network.zero_point(node.inputs[0])
+        x = (x - self.network.zero_point(node.inputs[0])).unflatten(1, (node.groups, -1))
         total, first = None, 0
         for weight in self._weights[node.name]:
-            part = x[:, first : first + weight.shape[1]]
+            part = x[:, :, first : first + weight.shape[1]].flatten(1, 2)
             with _exact_products():
                 sums = reference.products(node, part, weight)
             total = sums.double() if total is None else total + sums

@@ -90,7 +90,7 @@ def average(x: np.ndarray) -> np.ndarray:
 def products(node: Weighted, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The sums of products of a node, in the number type of `x` and `weight`."""
     if isinstance(node, Convolution):
-        return F.conv2d(x, weight, stride=node.stride, padding=node.padding)
+        return F.conv2d(x, weight, stride=node.stride, padding=node.padding, groups=node.groups)
     return F.linear(x, weight)
 
 

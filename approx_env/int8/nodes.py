@@ -51,7 +51,9 @@ class Node:
 class Weighted(Node):
     """A node with weights."""
 
-    weight: np.ndarray  # (out, in, height, width) or (out, in) int8, in -127..127, pair-safe
+    groups = 1  # of channels; only a convolution may have more
+
+    weight: np.ndarray  # (out, in / groups, height, width) or (out, in) int8, in -127..127, pair-safe
     bias: np.ndarray  # (out,) int32, in units of a product
     multiplier: np.ndarray  # (out,) int32, in 1..HIGHEST_MULTIPLIER
     relu: bool  # whether negative logits become 0; codes have no sign anyway
@@ -61,10 +63,15 @@ class Weighted(Node):
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Weighted):
-    """Two-dimensional convolution, no dilation, one group, the same stride and padding in both directions."""
+    """Two-dimensional convolution, no dilation, the same stride and padding in both directions.
+
+    With more than one group, the channels of input and output lie in as many equal parts, and an output channel reads
+    the input channels of its own part alone. As many groups as input channels make it depthwise.
+    """
 
     stride: int
     padding: int
+    groups: int = 1  # files from before there were groups do not name them
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +123,7 @@ def weight_pairs(weight: np.ndarray) -> np.ndarray:
     """Largest magnitude of the same-signed sum of two neighbouring input channels, per output channel.
 
     Args:
-        weight: `(out, in, ...)`, any number type.
+        weight: `(out, in / groups, ...)`, any number type.
 
     Returns:
         `(out,)`, of the same type (int64 for integers).

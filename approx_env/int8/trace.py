@@ -124,9 +124,9 @@ class Trace:
     def _visit_convolution(self, traced: fx.Node, path: str, module: nn.Conv2d) -> None:
         stride, padding = module.stride[0], module.padding[0] if isinstance(module.padding, tuple) else None
         same = module.stride == (stride, stride) and module.padding == (padding, padding)
-        if not same or module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
-            raise InputError(f"'{path}': convolutions must have one group, no dilation, equal strides and zero padding")
-        self._add(traced, path, Convolution, stride=stride, padding=padding, relu=False,
+        if not same or module.dilation != (1, 1) or module.padding_mode != "zeros":
+            raise InputError(f"'{path}': convolutions must have no dilation, equal strides and zero padding")
+        self._add(traced, path, Convolution, stride=stride, padding=padding, groups=module.groups, relu=False,
                   float_weight=_array(module.weight), float_bias=_bias(module))  # fmt: skip
 
     def _add(self, traced: fx.Node, name: str, kind: type[Node], **parts) -> None:

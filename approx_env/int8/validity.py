@@ -169,8 +169,12 @@ def _of_weights(node: Weighted, source: Tensor) -> Iterator[str]:
         yield "must say by true or false whether it has a ReLU, and whether it gives logits"
         return
     wanted = 3 if isinstance(node, Convolution) else 1
-    if len(source.shape) != wanted or source.shape[0] != weight.shape[1]:
-        yield f"has weights for {weight.shape[1]} input channels and reads a tensor {source.shape}"
+    if not _whole(node.groups, 1) or len(weight) % node.groups:
+        yield f"must have groups that part its {len(weight)} output channels equally, got {node.groups!r}"
+        return
+    channels = weight.shape[1] * node.groups
+    if len(source.shape) != wanted or source.shape[0] != channels:
+        yield f"has weights for {channels} input channels and reads a tensor {source.shape}"
         return
     if isinstance(node, Convolution):
         yield from _of_geometry(node, source.shape)

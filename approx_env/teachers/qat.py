@@ -73,7 +73,7 @@ class FakeQuantised(nn.Module):
         if kind in (Convolution, Linear):
             weight, bias = self._rounded_weight(name, parts)
             if kind is Convolution:
-                x = F.conv2d(x, weight, bias, parts["stride"], parts["padding"])
+                x = F.conv2d(x, weight, bias, parts["stride"], parts["padding"], groups=parts["groups"])
             else:
                 x = F.linear(x, weight, bias)
             return self._rounded(name, F.relu(x) if parts["relu"] else x)

@@ -1,5 +1,6 @@
 """Every engine gives the integers of the exact reference, at every node."""
 
+import math
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from tests.twins import ENGINES, check_every_node, table_of
 # -- random networks
 
 
-def random_module(widths, kernels, strides, pool: bool, branches: bool, hidden: int, seed: int) -> nn.Module:
+def random_module(widths, kernels, strides, kinds, pool: bool, branches: bool, hidden: int, seed: int) -> nn.Module:
     """Convolutions with a layer each, perhaps as two branches, perhaps a pool, and two linear layers."""
     torch.manual_seed(seed)
 
@@ -36,8 +37,10 @@ def random_module(widths, kernels, strides, pool: bool, branches: bool, hidden: 
             return torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
 
     parts, channels = OrderedDict(), 3
-    for i, (width, kernel, stride) in enumerate(zip(widths, kernels, strides, strict=True)):
-        conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2)
+    for i, (width, kernel, stride, kind) in enumerate(zip(widths, kernels, strides, kinds, strict=True)):
+        width = channels * (1 + width % 2) if kind == "depthwise" else width
+        groups = {"depthwise": channels, "grouped": math.gcd(channels, width)}.get(kind, 1)
+        conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2, groups=groups)
         if branches and i == len(widths) - 1:
             parts[f"fire{i}"], channels = Branches(conv, nn.Conv2d(channels, width + 1, 1, stride)), 2 * width + 1
         else:
@@ -62,13 +65,15 @@ def cases(draw):
     """A random INT8 network, images, and valid codes for its layers."""
     depth = draw(st.integers(1, 3))
     widths = draw(
-        st.lists(st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 64])), min_size=depth, max_size=depth)
+        st.lists(st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 48, 64])), min_size=depth, max_size=depth)
     )
     kernels = draw(st.lists(st.sampled_from([1, 3, 5]), min_size=depth, max_size=depth))
     strides = draw(st.lists(st.sampled_from([1, 2]), min_size=depth, max_size=depth))
+    kinds = draw(st.lists(st.sampled_from(["plain", "grouped", "depthwise"]), min_size=depth, max_size=depth))
     seed = draw(st.integers(0, 2**31))
     pool = draw(st.booleans()) and strides.count(2) < 3  # else its window is wider than what is left
-    module = random_module(widths, kernels, strides, pool, draw(st.booleans()), draw(st.integers(1, 40)), seed)
+    branches, hidden = draw(st.booleans()), draw(st.integers(1, 40))
+    module = random_module(widths, kernels, strides, kinds, pool, branches, hidden, seed)
     generator = np.random.default_rng(seed)
     # Flat patches of extreme pixels beside noise: sums as large as they get.
     images = generator.integers(0, 256, (128, 3, 13, 11), np.uint8)
@@ -224,6 +229,8 @@ def extremes(draw):
     kernel, stride = draw(st.sampled_from([1, 3, 5])), draw(st.sampled_from([1, 2]))
     zero_point = 0 if linear else draw(st.sampled_from([0, 128]))
     channels = draw(st.integers(1, 1200) if linear else st.one_of(st.integers(1, 9), st.integers(10, 70)))
+    groups = 1 if linear else draw(st.sampled_from([1, 1, 3]))
+    outputs *= groups
     shape = (outputs, channels) if linear else (outputs, channels, kernel, kernel)
     generator = np.random.default_rng(seed)
     weight, _ = quantize.quantize_weight(lively_weight(generator, shape), 1e-9)
@@ -235,8 +242,8 @@ def extremes(draw):
     if linear:
         nodes = (Flatten("flat", (INPUT,)), Linear("node", ("flat",), **parts))
     else:
-        nodes = (Convolution("node", (INPUT,), stride=stride, padding=kernel // 2, **parts),)
-    size = (channels, 1, 1) if linear else (channels, 7, 5)
+        nodes = (Convolution("node", (INPUT,), stride=stride, padding=kernel // 2, groups=groups, **parts),)
+    size = (channels, 1, 1) if linear else (groups * channels, 7, 5)
     network = Network("m", ("0", "1"), size, 1.0, zero_point, (*nodes, Site("s", ("node",))), ())
     images = generator.choice(np.array([0, 254, 255], np.uint8), (60, *size), p=[0.1, 0.1, 0.8])
     return network, images

@@ -7,6 +7,7 @@ import pytest
 
 from approx_env.export.deployment import Deployment
 from approx_env.export.formats import verilog
+from approx_env.int8.nodes import Convolution
 from approx_env.int8.sites import with_sites
 from approx_env.teachers import store
 from tests import exports
@@ -48,6 +49,14 @@ def test_windows_leave_padding_out(small):
     total = np.dot(read, met) + node.bias[3]
     code = np.clip((total * int(node.multiplier[3]) + 2**15) >> 16, 0, 255)
     assert code == made.golden[node.name][0, 3, 0, 0]
+
+
+def test_windows_hold_the_channels_of_a_group():
+    weight = np.arange(8, dtype=np.int8).reshape(4, 2, 1, 1)
+    node = Convolution("c", ("s",), weight, None, None, True, 1.0, False, 1, 0, groups=2)
+    codes = np.arange(10, 14, dtype=np.uint8).reshape(4, 1, 1)
+    assert verilog._window(node, codes, (1, 0, 0)) == ([10, 11], [2, 3])
+    assert verilog._window(node, codes, (2, 0, 0)) == ([12, 13], [4, 5])
 
 
 @pytest.mark.slow

@@ -114,6 +114,20 @@ def test_convolution_shape(kernel, stride, padding, sides):
 
 
 @pytest.mark.parametrize(
+    ("groups", "fault"),
+    [
+        (2, "must have groups that part its 3 output channels equally, got 2"),
+        (0, "must have groups that part its 3 output channels equally, got 0"),
+        (3, "has weights for 9 input channels and reads a tensor (3, 9, 6)"),
+    ],
+)
+def test_groups_part_the_channels(groups, fault):
+    with pytest.raises(ValueError) as caught:
+        network_of(replace(convolution("c", "input", 3, 3, 1), groups=groups), Site("s", ("c",)))
+    assert str(caught.value) == f"node 'c' {fault}"
+
+
+@pytest.mark.parametrize(
     ("kernel", "stride", "ceil", "sides"),
     [(2, 2, False, (4, 3)), (2, 2, True, (5, 3)), (3, 2, True, (4, 3)), (3, 2, False, (4, 2)),
      # A ceil-mode window must begin inside the input.

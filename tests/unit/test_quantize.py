@@ -193,12 +193,12 @@ def test_unsupported_modules_are_named(part, name):
 
 
 @pytest.mark.parametrize(
-    "options", [{"groups": 2}, {"dilation": 2}, {"stride": (1, 2)}, {"padding": (1, 0)}, {"padding": "same"},
+    "options", [{"dilation": 2}, {"stride": (1, 2)}, {"padding": (1, 0)}, {"padding": "same"},
                 {"padding": 1, "padding_mode": "reflect"}]
 )  # fmt: skip
 def test_unsupported_convolutions(options):
     assert refusal(head(odd=nn.Conv2d(4, 4, 3, **options))) == (
-        "'odd': convolutions must have one group, no dilation, equal strides and zero padding"
+        "'odd': convolutions must have no dilation, equal strides and zero padding"
     )
 
 

@@ -147,7 +147,8 @@ def _arrays(deployment: Deployment, node: Node) -> Iterator[str]:
         yield _array(f"table_{name}", deployment.table(node.name))
     if isinstance(node, Weighted):
         weight = node.weight if isinstance(node, Convolution) else node.weight[:, :, None, None]
-        yield _array(f"weight_{name}", weight.transpose(2, 3, 1, 0))
+        grouped = weight.reshape(node.groups, -1, *weight.shape[1:])  # (group, out, in, height, width)
+        yield _array(f"weight_{name}", grouped.transpose(3, 4, 0, 2, 1))
         yield _array(f"bias_{name}", node.bias)
         yield _array(f"multiplier_{name}", node.multiplier)
 
@@ -203,6 +204,7 @@ def _of_weights(deployment: Deployment, node: Weighted) -> dict[str, Any]:
     height, width = node.weight.shape[2:] if isinstance(node, Convolution) else (1, 1)
     fields = {
         "kind": "WEIGHTED", "kernel_height": height, "kernel_width": width, "stride": 1, "relu": int(node.relu),
+        "groups": node.groups,
         "zero": deployment.network.zero_point(source), "weight": f"weight_{name}", "bias": f"bias_{name}",
         "multiplier": f"multiplier_{name}",
     }  # fmt: skip

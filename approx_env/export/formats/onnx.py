@@ -119,7 +119,7 @@ class _Writer:
             self._constant(f"{name}_weight_zero", np.uint8(WEIGHT_ZERO)),
         ]
         if isinstance(node, Convolution):
-            geometry = {"strides": [node.stride] * 2, "pads": [node.padding] * 4}
+            geometry = {"strides": [node.stride] * 2, "pads": [node.padding] * 4, "group": node.groups}
             inputs = [codes, self._constant(f"{name}_weight", weight), *zeros]
             total = self._add("ConvInteger", inputs, f"{name}_products", **geometry)
         else:

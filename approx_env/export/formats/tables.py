@@ -127,6 +127,7 @@ def _weighted(network: Network, node: Weighted, file: str) -> dict[str, Any]:
         "logits": node.logits,
         "relu": node.relu,
         "weight_shape": list(node.weight.shape),
+        "groups": node.groups,
         "weight_scale": network.weight_scale(node).tolist(),
         "multiplier": node.multiplier.tolist(),
         "bias": node.bias.tolist(),

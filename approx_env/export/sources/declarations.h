@@ -28,6 +28,7 @@ struct step {
     int last;   /* of the steps that make one tensor */
     int logits; /* whether the output is logits */
     int kernel_height, kernel_width, stride, padding, first;
+    int groups;     /* of channels: an output reads the inputs of its own group */
     int zero, relu; /* the input's code of 0.0 */
     int layer;      /* whose codes are multiplied; NETWORK_LAYERS: none's */
     uint8_t v1, v2; /* of that layer */

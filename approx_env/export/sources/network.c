@@ -1,8 +1,8 @@
 /* Runs the INT8 network whose numbers are in network.h. ISO C99, integers only; a network that standardises its images
  * takes sqrt besides.
  *
- * Tensors of codes lie as (height, width, channel); a row of weights, one for each output channel, goes with one input
- * code. With NETWORK_SHARED, products are computed as TAP allows: a code 0 is skipped, weights that meet v1 or v2 are
+ * Tensors of codes lie as (height, width, channel); a row of weights, one for each output channel of a group, goes with
+ * one input code. With NETWORK_SHARED, products are computed as TAP allows: a code 0 is skipped, weights that meet v1 or v2 are
  * added up first and multiplied once, and only exact codes are multiplied one by one. The bits are the same. What is
  * executed is counted.
  */
@@ -37,10 +37,10 @@ static void multiply(int32_t *total, const int8_t *weight, int channels, int32_t
         total[o] += weight[o] * value;
 }
 
-/* Adds the products of one input code with a row of weights. */
-static void accumulate(const struct step *s, int32_t code, const int8_t *weight)
+/* Adds the products of one input code with a row of weights, to the sums from `first` on. */
+static void accumulate(const struct step *s, int32_t code, const int8_t *weight, int first)
 {
-    int channels = s->out.channels;
+    int channels = s->out.channels / s->groups;
 #ifdef NETWORK_SHARED
     struct network_count *count = &network_counts[s->layer];
     if (s->layer < NETWORK_LAYERS) {
@@ -50,20 +50,20 @@ static void accumulate(const struct step *s, int32_t code, const int8_t *weight)
         }
         if (code == s->v1 || code == s->v2) {
             *(code == s->v1 ? &count->v1 : &count->v2) += (uint64_t)channels;
-            add(code == s->v1 ? with_v1 : with_v2, weight, channels);
+            add((code == s->v1 ? with_v1 : with_v2) + first, weight, channels);
             return;
         }
     }
     count->exact += (uint64_t)channels;
     count->executed += (uint64_t)channels;
 #endif
-    multiply(sums, weight, channels, code - s->zero);
+    multiply(sums + first, weight, channels, code - s->zero);
 }
 
 /* The sums of products at one place, with the bias. */
 static void window(const struct step *s, const uint8_t *in, int top, int left)
 {
-    int channels = s->out.channels;
+    int channels = s->out.channels, row = channels / s->groups, fed = s->in.channels / s->groups;
     memcpy(sums, s->bias, (size_t)channels * sizeof *sums);
 #ifdef NETWORK_SHARED
     memset(with_v1, 0, (size_t)channels * sizeof *with_v1);
@@ -76,9 +76,9 @@ static void window(const struct step *s, const uint8_t *in, int top, int left)
                 continue; /* padding is 0.0 */
             const uint8_t *code = in + (size_t)(y * s->in.width + x) * (size_t)s->in.channels;
             const int8_t *weight =
-                s->weight + (size_t)(ky * s->kernel_width + kx) * (size_t)s->in.channels * (size_t)channels;
-            for (int i = 0; i < s->in.channels; i++, weight += channels)
-                accumulate(s, code[i], weight);
+                s->weight + (size_t)(ky * s->kernel_width + kx) * (size_t)s->in.channels * (size_t)row;
+            for (int i = 0; i < s->in.channels; i++, weight += row)
+                accumulate(s, code[i], weight, i / fed * row);
         }
 #ifdef NETWORK_SHARED
     if (s->layer < NETWORK_LAYERS) {
