@@ -86,6 +86,13 @@ class VectorEngine(Engine):
         kernels.add(rows(a).reshape(-1), rows(b).reshape(-1), rows(y).reshape(-1))
         return y
 
+    def _add_scaled(self, a: torch.Tensor, b: torch.Tensor, multiplier: np.ndarray) -> torch.Tensor:
+        a, b = in_order(a), in_order(b)
+        y = torch.empty_like(a, dtype=torch.uint8)
+        flat = (rows(x).reshape(-1) for x in (a, b, y))
+        kernels.add_scaled(*flat, *multiplier.astype(np.int64))
+        return y
+
     def _tap(self, x, images, codes, weights, counts, attention):
         x = in_order(x)
         y = torch.empty((images * len(codes), *x.shape[1:]), dtype=x.dtype, memory_format=order(x))

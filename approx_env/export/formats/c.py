@@ -17,12 +17,14 @@ from approx_env.int8.network import Network
 from approx_env.int8.nodes import (
     INPUT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
     GlobalAveragePool,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -30,7 +32,10 @@ from approx_env.int8.nodes import (
 SOURCES = Path(__file__).parents[1] / "sources"
 COPIED = ("network.c", "main.c")
 NUMBERS_A_LINE = 24
-KINDS = {MaxPool: "MAX_POOL", GlobalAveragePool: "AVERAGE", Flatten: "FLATTEN", Addition: "ADDITION", Site: "TABLE"}
+KINDS = {
+    MaxPool: "MAX_POOL", AveragePool: "AVERAGE", GlobalAveragePool: "AVERAGE", Flatten: "FLATTEN",
+    Addition: "ADDITION", ScaledAddition: "SCALED_ADDITION", Site: "TABLE",
+}  # fmt: skip
 TYPES = {"int8": "int8_t", "int32": "int32_t", "uint8": "uint8_t"}
 COMPILE = "cc -std=c99 -O3 network.c main.c -o ../network -lm"
 
@@ -145,6 +150,8 @@ def _arrays(deployment: Deployment, node: Node) -> Iterator[str]:
     name = deployment.files[node.name]
     if isinstance(node, Site):
         yield _array(f"table_{name}", deployment.table(node.name))
+    if isinstance(node, ScaledAddition):
+        yield _array(f"multiplier_{name}", node.multiplier)
     if isinstance(node, Weighted):
         weight = node.weight if isinstance(node, Convolution) else node.weight[:, :, None, None]
         grouped = weight.reshape(node.groups, -1, *weight.shape[1:])  # (group, out, in, height, width)
@@ -170,7 +177,7 @@ def _steps(deployment: Deployment, plan: Plan) -> Iterator[str]:
         }  # fmt: skip
         first = 0
         for position, source in enumerate(node.inputs):
-            if isinstance(node, Addition) and position:
+            if isinstance(node, Addition | ScaledAddition) and position:
                 continue
             reads = _spatial(network.shapes[source])
             fields |= {"from": plan.places[source], "in": _shape(reads)} | _of_kind(deployment, node, plan)
@@ -190,10 +197,17 @@ def _of_kind(deployment: Deployment, node: Node, plan: Plan) -> dict[str, Any]:
     match node:
         case Weighted():
             return _of_weights(deployment, node)
-        case MaxPool():
+        case GlobalAveragePool():
+            _, height, width = deployment.network.shapes[node.inputs[0]]
+            return kind | {"kernel_height": height, "kernel_width": width, "stride": 1}
+        case MaxPool() | AveragePool():
             return kind | {"kernel_height": node.kernel, "kernel_width": node.kernel, "stride": node.stride}
         case Addition():
             return kind | {"other": plan.places[node.inputs[1]]}
+        case ScaledAddition():
+            wide = (int(source not in deployment.network.scales) for source in node.inputs)
+            own = {"other": plan.places[node.inputs[1]], "wide": next(wide), "other_wide": next(wide)}
+            return kind | own | {"multiplier": f"multiplier_{name}"}
         case Site():
             return kind | {"table": f"table_{name}"}
     return kind

@@ -89,6 +89,13 @@ static void window(const struct step *s, const uint8_t *in, int top, int left)
 #endif
 }
 
+/* The code of an integer in units of 1 / 2^16. */
+static uint8_t requantised(int64_t value)
+{
+    value = value < -HALF ? 0 : (value + HALF) >> 16;
+    return (uint8_t)(value > 255 ? 255 : value);
+}
+
 static void weighted(const struct step *s)
 {
     int channels = s->out.channels;
@@ -98,12 +105,10 @@ static void weighted(const struct step *s)
             window(s, codes + s->from, y * s->stride - s->padding, x * s->stride - s->padding);
             for (int o = 0; o < channels; o++) {
                 int64_t value = (int64_t)sums[o] * s->multiplier[o];
-                if (s->logits) {
+                if (s->logits)
                     values[place + (size_t)o] = s->relu && value < 0 ? 0 : value;
-                } else {
-                    value = value < -HALF ? 0 : (value + HALF) >> 16;
-                    codes[place + (size_t)o] = (uint8_t)(value > 255 ? 255 : value);
-                }
+                else
+                    codes[place + (size_t)o] = requantised(value);
             }
         }
 }
@@ -125,21 +130,31 @@ static void max_pool(const struct step *s)
         }
 }
 
-/* The mean of codes over space, halves rounded up; the sum of logits. */
-static void average(const struct step *s)
+/* The mean of a window of codes, halves rounded up; the sum of logits. */
+static void mean(const struct step *s, int top, int left, size_t to)
 {
-    int places = s->in.height * s->in.width, channels = s->in.channels;
+    int places = s->kernel_height * s->kernel_width, channels = s->in.channels;
     for (int c = 0; c < channels; c++) {
         int64_t total = 0;
-        for (int p = 0; p < places; p++) {
-            size_t place = s->from + (size_t)p * (size_t)channels + (size_t)c;
-            total += s->logits ? values[place] : codes[place];
-        }
+        for (int y = top; y < top + s->kernel_height; y++)
+            for (int x = left; x < left + s->kernel_width; x++) {
+                size_t place = s->from + (size_t)(y * s->in.width + x) * (size_t)channels + (size_t)c;
+                total += s->logits ? values[place] : codes[place];
+            }
         if (s->logits)
-            values[s->to + (size_t)c] = total;
+            values[to + (size_t)c] = total;
         else
-            codes[s->to + (size_t)c] = (uint8_t)((total + places / 2) / places);
+            codes[to + (size_t)c] = (uint8_t)((total + places / 2) / places);
     }
+}
+
+/* A window is the whole input where the pool is global. */
+static void average(const struct step *s)
+{
+    size_t to = s->to;
+    for (int y = 0; y < s->out.height; y++)
+        for (int x = 0; x < s->out.width; x++, to += (size_t)s->out.channels)
+            mean(s, y * s->stride, x * s->stride, to);
 }
 
 /* (height, width, channel) to (channel, height, width). */
@@ -171,6 +186,16 @@ static void addition(const struct step *s)
     for (size_t k = 0; k < s->size; k++) {
         int sum = codes[s->from + k] + codes[s->other + k];
         codes[s->to + k] = (uint8_t)(sum > 255 ? 255 : sum);
+    }
+}
+
+/* Of codes of two scales, or of values, which have their multiplier in them. */
+static void scaled_addition(const struct step *s)
+{
+    for (size_t k = 0; k < s->size; k++) {
+        int64_t a = s->wide ? values[s->from + k] : codes[s->from + k];
+        int64_t b = s->other_wide ? values[s->other + k] : codes[s->other + k];
+        codes[s->to + k] = requantised(a * s->multiplier[0] + b * s->multiplier[1]);
     }
 }
 
@@ -224,6 +249,7 @@ void network_run(const uint8_t *image, int64_t *logits, network_observer *seen)
         case FLATTEN: flatten(s); break;
         case COPY: copy(s); break;
         case ADDITION: addition(s); break;
+        case SCALED_ADDITION: scaled_addition(s); break;
         case TABLE: look_up(s); break;
         }
         if (seen && s->last)
