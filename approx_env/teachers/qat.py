@@ -83,13 +83,13 @@ class FakeQuantised(nn.Module):
         if kind is MaxPool:
             return F.max_pool2d(x, parts["kernel"], parts["stride"], ceil_mode=parts["ceil"])
         if kind is AveragePool:
-            return F.avg_pool2d(x, parts["kernel"], parts["stride"])
+            return self._rounded(name, F.avg_pool2d(x, parts["kernel"], parts["stride"]))
         if kind in (Addition, ScaledAddition):
             return self._rounded(name, inputs[0] + inputs[1])
         if kind is Concatenation:
             return torch.cat(inputs, 1)
         if kind is GlobalAveragePool:
-            return x.mean((2, 3))
+            return self._rounded(name, x.mean((2, 3)))
         if kind is Flatten:
             return x.flatten(1)
         if kind is Site:
@@ -126,6 +126,8 @@ class FakeQuantised(nn.Module):
         group = self._draft.sharing[name]
         if group is None:
             return x
+        if group == INPUT:  # pixels have a sign
+            return _rounded(x / self._draft.scales[INPUT]) * self._draft.scales[INPUT]
         scale = self._log_scale(group)
         # Every activation pulls at its scale; the mean over them keeps that pull in step with the weights' gradients.
         scale = _scaled_gradient(scale, (x[0].numel() * HIGHEST_CODE) ** -0.5).exp()
