@@ -51,10 +51,11 @@ def write(deployment: Deployment, folder: Path) -> dict[str, Any]:
     if deployment.split:
         _write_images(folder, deployment.split.name, deployment.split.images, deployment.split.labels)
     weighted = [node for node in deployment.network.nodes if isinstance(node, Weighted)]
+    additions = sum(node.multiplier.nbytes for node in deployment.network.nodes if isinstance(node, ScaledAddition))
     return {
         "compile": COMPILE,
         "weights_bytes": sum(node.weight.nbytes for node in weighted),
-        "biases_and_multipliers_bytes": sum(node.bias.nbytes + node.multiplier.nbytes for node in weighted),
+        "biases_and_multipliers_bytes": sum(node.bias.nbytes + node.multiplier.nbytes for node in weighted) + additions,
         "tables_bytes": 256 * len(deployment.sites),
         "buffers_bytes": plan.codes + 8 * plan.values + 4 * _channels(deployment.network),
     }
