@@ -98,7 +98,7 @@ class FloatReference:
             case Weighted():
                 weight, bias = self._weights[node.name]
                 if isinstance(node, Convolution):
-                    x = F.conv2d(x, weight, bias, node.stride, node.padding)
+                    x = F.conv2d(x, weight, bias, node.stride, node.padding, groups=node.groups)
                 else:
                     x = F.linear(x, weight, bias)
                 x = F.relu_(x) if node.relu else x

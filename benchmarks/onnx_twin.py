@@ -109,7 +109,7 @@ class _Writer:
         )
         inputs = [self._value(node.inputs[0]), weight, bias]
         if isinstance(node, Convolution):
-            geometry = {"strides": [node.stride] * 2, "pads": [node.padding] * 4}
+            geometry = {"strides": [node.stride] * 2, "pads": [node.padding] * 4, "group": node.groups}
             value = self._add("Conv", inputs, f"{node.name}.sum", **geometry)
         else:
             assert isinstance(node, Linear)

@@ -20,10 +20,12 @@ from approx_env.int8.network import Network
 from approx_env.int8.nodes import (
     INPUT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     GlobalAveragePool,
     Linear,
+    ScaledAddition,
     Site,
 )
 
@@ -70,7 +72,7 @@ def deployment(
 
 
 def joined() -> Network:
-    """Additions that are cut at 255, a concatenation of three, a mean of codes, and logits of its mean."""
+    """Additions of one scale and of two, a concatenation of three, groups, windows' means, and logits of a mean."""
     generator = np.random.default_rng(0)
 
     def numbers(*shape: int, multiplier: int, logits: bool = False) -> dict:
@@ -78,6 +80,8 @@ def joined() -> Network:
         own = {"weight": weight.astype(np.int8), "bias": bias.astype(np.int32), "relu": True, "scale": 1.0}
         return own | {"multiplier": np.full(shape[0], multiplier, np.int32), "logits": logits}
 
+    wide = Convolution("deep", ("two",), stride=1, padding=1, groups=9,
+                       **numbers(18, 2, 3, 3, multiplier=200, logits=True) | {"relu": False})  # fmt: skip
     nodes = (
         Convolution("a", (INPUT,), stride=1, padding=1, **numbers(6, 2, 3, 3, multiplier=4000)),
         Site("one", ("a",)),
@@ -86,7 +90,10 @@ def joined() -> Network:
         Addition("twice", ("sum", "sum")),
         Concatenation("all", ("sum", "b", "twice")),
         Site("two", ("all",)),
-        GlobalAveragePool("mean", ("two",)),
+        wide,
+        ScaledAddition("residual", ("all", "deep"), np.array([2**15, 1], np.int32), 1.0),
+        AveragePool("windows", ("residual",), 2, 1),
+        GlobalAveragePool("mean", ("windows",)),
         Linear("last", ("mean",), **numbers(3, 18, multiplier=77, logits=True)),
     )
     return Network("joined", ("0", "1", "2"), (2, 5, 4), 1.0, 9, nodes, ())
@@ -97,6 +104,7 @@ def joined_deployment() -> Deployment:
     images = np.random.default_rng(1).integers(0, 256, (12, 2, 5, 4)).astype(np.uint8)
     made = deployment(joined(), images)
     assert (made.golden["twice"] == 255).any() and (made.golden["mean"] > 0).any()
+    assert (made.golden["deep"] < 0).any() and set(made.golden["residual"].flat) > {0, 255}
     return made
 
 

@@ -30,12 +30,14 @@ from approx_env.int8.nodes import (
     INPUT,
     SHIFT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
     GlobalAveragePool,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -160,13 +162,21 @@ class Simulation(nn.Module):
                 return torch.cat(inputs, 1)
             case Addition():
                 return (x + inputs[1]).clamp(max=tap.HIGHEST_CODE)
+            case ScaledAddition():
+                first, second = node.multiplier.tolist()
+                value = (x.double() * first + inputs[1].double() * second) / (1 << SHIFT)
+                code = (value + 0.5).floor().clamp(0, tap.HIGHEST_CODE)
+                return Instead.apply(value.clamp(0, tap.HIGHEST_CODE), code).float()
             case Flatten():
                 return x.contiguous().flatten(1)
+            case AveragePool():
+                total, places = F.avg_pool2d(x.double(), node.kernel, node.stride, divisor_override=1), node.kernel**2
+                return _mean(total, places)
             case GlobalAveragePool():
                 total, places = x.sum((2, 3), dtype=torch.float64), x.shape[2] * x.shape[3]
                 if node.inputs[0] not in self._network.scales:
                     return total
-                return Instead.apply(total / places, ((total + places // 2) / places).floor()).float()
+                return _mean(total, places)
             case Site():
                 if node.name not in self._rows:
                     return x
@@ -181,7 +191,7 @@ class Simulation(nn.Module):
             x = x - zero_point
         if isinstance(node, Convolution):
             sides = (node.stride,) * 2, (node.padding,) * 2
-            sums = Convolve.apply(x, in_order(weight), bias, *sides, self._bf16)
+            sums = Convolve.apply(x, in_order(weight), bias, *sides, node.groups, self._bf16)
         else:
             sums = F.linear(x, weight, bias)
         if node.logits:
@@ -199,6 +209,11 @@ class Simulation(nn.Module):
         weight, bias, multiplier = (number.detach().double().cpu().numpy() for number in self._numbers(node))
         made = replace(node, weight=np.ascontiguousarray(weight, np.int8))
         return with_bias(with_multiplier(made, multiplier), bias)
+
+
+def _mean(total: torch.Tensor, places: int) -> torch.Tensor:
+    """The mean of codes, halves rounded up, of their sum in float64."""
+    return Instead.apply(total / places, ((total + places // 2) / places).floor()).float()
 
 
 def _parameter(values: np.ndarray) -> nn.Parameter:

@@ -118,21 +118,21 @@ class Convolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding, bf16):
+    def forward(ctx, x, weight, bias, stride, padding, groups, bf16):
         ctx.save_for_backward(*((x.bfloat16(), weight.bfloat16()) if bf16 else (x, weight)))
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(x, weight, bias, stride, padding)
+        ctx.stride, ctx.padding, ctx.groups = stride, padding, groups
+        return F.conv2d(x, weight, bias, stride, padding, groups=groups)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor):
         x, weight = ctx.saved_tensors
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient.to(x.dtype), x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1,
+            gradient.to(x.dtype), x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), ctx.groups,
             (*ctx.needs_input_grad[:2], False),
         )  # fmt: skip
         of_x = of_x.float() if ctx.needs_input_grad[0] else None
         of_weight = of_weight.float() if ctx.needs_input_grad[1] else None
-        return of_x, of_weight, gradient.sum((0, 2, 3)), None, None, None
+        return of_x, of_weight, gradient.sum((0, 2, 3)), None, None, None, None
 
 
 def _fast(x: torch.Tensor) -> bool:

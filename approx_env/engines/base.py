@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from approx_env import data, tap
 from approx_env.int8 import cost
@@ -21,11 +22,13 @@ from approx_env.int8.network import Network
 from approx_env.int8.nodes import (
     INPUT,
     Addition,
+    AveragePool,
     Concatenation,
     Flatten,
     GlobalAveragePool,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -163,11 +166,21 @@ class Engine(ABC):
                 return torch.cat(inputs, 1)
             case Addition():
                 return self._add(*inputs)
+            case ScaledAddition():
+                return self._add_scaled(*inputs, node.multiplier)
             case Flatten():
                 return inputs[0].contiguous().flatten(1)
+            case AveragePool():
+                return self._average_pool(inputs[0], node)
             case GlobalAveragePool():
                 return self._average(inputs[0], codes=node.inputs[0] in self.network.scales)
         raise NotImplementedError(type(node).__name__)
+
+    @staticmethod
+    def _average_pool(x: torch.Tensor, node: AveragePool) -> torch.Tensor:
+        """The mean of each window, halves rounded up."""
+        total, places = F.avg_pool2d(x.double(), node.kernel, node.stride, divisor_override=1), node.kernel**2  # exact
+        return in_order(((total + places // 2) / places).floor().to(x.dtype))
 
     @staticmethod
     def _average(x: torch.Tensor, codes: bool) -> torch.Tensor:
@@ -191,6 +204,10 @@ class Engine(ABC):
     @abstractmethod
     def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """min(a + b, 255)."""
+
+    @abstractmethod
+    def _add_scaled(self, a: torch.Tensor, b: torch.Tensor, multiplier: np.ndarray) -> torch.Tensor:
+        """Codes of a scaled addition of codes or wide integers."""
 
     @abstractmethod
     def _tap(

@@ -51,7 +51,7 @@ class PortableEngine(Engine):
             self._prove(node)
 
     def _parts(self, node: Weighted) -> list[torch.Tensor]:
-        """The node's weights as floats, in as many parts of the input channels as keep sums below 2**24."""
+        """The node's weights as floats, in as many parts of a group's input channels as keep sums below 2**24."""
         zero_point = self.network.zero_point(node.inputs[0])
         largest = max(zero_point, tap.HIGHEST_CODE - zero_point) * np.abs(node.weight.astype(np.int64))
         from_each = largest.reshape(*node.weight.shape[:2], -1).sum(2).max(0)  # input channel, at most
@@ -72,10 +72,10 @@ class PortableEngine(Engine):
 
     def _sums(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
         """The sums of products as float64."""
-        x = x - self.network.zero_point(node.inputs[0])
+        x = (x - self.network.zero_point(node.inputs[0])).unflatten(1, (node.groups, -1))
         total, first = None, 0
         for weight in self._weights[node.name]:
-            part = x[:, first : first + weight.shape[1]]
+            part = x[:, :, first : first + weight.shape[1]].flatten(1, 2)
             with _exact_products():
                 sums = reference.products(node, part, weight)
             total = sums.double() if total is None else total + sums
@@ -108,7 +108,7 @@ class PortableEngine(Engine):
         value = (sums + bias) * multiplier  # an integer below 2**53
         if node.logits:
             return value.clamp(min=0) if node.relu else value
-        return in_order(((value + HALF) / (1 << SHIFT)).floor().clamp(0, tap.HIGHEST_CODE).float())
+        return _codes(value)
 
     def _max_pool(self, x: torch.Tensor, node: MaxPool) -> torch.Tensor:
         height, width = self.network.shapes[node.name][1:]
@@ -116,6 +116,10 @@ class PortableEngine(Engine):
 
     def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a + b).clamp(max=tap.HIGHEST_CODE)
+
+    def _add_scaled(self, a: torch.Tensor, b: torch.Tensor, multiplier: np.ndarray) -> torch.Tensor:
+        first, second = multiplier.tolist()
+        return _codes(a.double() * first + b.double() * second)
 
     def _tap(self, x, images, codes, weights, counts, attention):
         batches = x.unflatten(0, (-1, images))
@@ -147,6 +151,11 @@ class PortableEngine(Engine):
     def _energy(self, x: torch.Tensor) -> torch.Tensor:
         squares = x.double() ** 2
         return (squares.sum(1).flatten(1) if x.dim() == 4 else squares).long()
+
+
+def _codes(value: torch.Tensor) -> torch.Tensor:
+    """Codes of whole numbers in float64, in units of 1 / 2**16."""
+    return in_order(((value + HALF) / (1 << SHIFT)).floor().clamp(0, tap.HIGHEST_CODE).float())
 
 
 def available_device(name: str | torch.device) -> torch.device:

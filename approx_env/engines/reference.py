@@ -18,11 +18,13 @@ from approx_env.int8.nodes import (
     INPUT,
     SHIFT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
     GlobalAveragePool,
     MaxPool,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -50,12 +52,17 @@ def forward(
                 outputs[node.name] = weighted(network, node, inputs[0])
             case MaxPool():
                 outputs[node.name] = max_pool(inputs[0], node.kernel, node.stride, network.shapes[node.name][1:])
+            case AveragePool():
+                outputs[node.name] = average_pool(inputs[0], node.kernel, node.stride, network.shapes[node.name][1:])
             case GlobalAveragePool():
                 outputs[node.name] = average(inputs[0])
             case Concatenation():
                 outputs[node.name] = np.concatenate(inputs, 1)
             case Addition():
                 outputs[node.name] = np.minimum(inputs[0].astype(int) + inputs[1], tap.HIGHEST_CODE).astype(np.uint8)
+            case ScaledAddition():
+                total = sum(x.astype(np.int64) * m for x, m in zip(inputs, node.multiplier.tolist(), strict=True))
+                outputs[node.name] = requantised(total)
             case Flatten():
                 outputs[node.name] = inputs[0].reshape(len(inputs[0]), -1)
             case Site():
@@ -78,6 +85,11 @@ def weighted(network: Network, node: Weighted, codes: np.ndarray) -> np.ndarray:
     value = (sums + node.bias.reshape(axes)) * node.multiplier.astype(np.int64).reshape(axes)
     if node.logits:
         return np.maximum(value, 0) if node.relu else value
+    return requantised(value)
+
+
+def requantised(value: np.ndarray) -> np.ndarray:
+    """Codes of integers in units of 1 / 2**16."""
     return np.clip((value + HALF) >> SHIFT, 0, tap.HIGHEST_CODE).astype(np.uint8)
 
 
@@ -90,7 +102,7 @@ def average(x: np.ndarray) -> np.ndarray:
 def products(node: Weighted, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The sums of products of a node, in the number type of `x` and `weight`."""
     if isinstance(node, Convolution):
-        return F.conv2d(x, weight, stride=node.stride, padding=node.padding)
+        return F.conv2d(x, weight, stride=node.stride, padding=node.padding, groups=node.groups)
     return F.linear(x, weight)
 
 
@@ -101,6 +113,16 @@ def max_pool(codes: np.ndarray, kernel: int, stride: int, shape: tuple[int, ...]
         for j in range(shape[1]):
             window = codes[:, :, i * stride : i * stride + kernel, j * stride : j * stride + kernel]
             pooled[:, :, i, j] = window.max((2, 3))
+    return pooled
+
+
+def average_pool(codes: np.ndarray, kernel: int, stride: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Mean of each window of `codes (n, c, h, w)`, halves rounded up; `shape` is the output's `(i, j)`."""
+    pooled = np.empty((*codes.shape[:2], *shape), codes.dtype)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            rows, columns = (slice(k * stride, k * stride + kernel) for k in (i, j))
+            pooled[:, :, i, j] = average(codes[:, :, rows, columns])
     return pooled
 
 

@@ -77,7 +77,7 @@ def _uses(network: Network, node: Convolution | Linear) -> np.ndarray:
         for start in np.arange(outputs) * node.stride - node.padding:
             count[max(0, start) : max(0, start + kernel)] += 1
         counts.append(count)
-    return np.outer(*counts).reshape(-1) * len(node.weight)
+    return np.outer(*counts).reshape(-1) * (len(node.weight) // node.groups)
 
 
 def shares(counts: np.ndarray) -> np.ndarray:

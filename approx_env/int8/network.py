@@ -17,6 +17,7 @@ from approx_env.int8.nodes import (
     GlobalAveragePool,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -59,10 +60,10 @@ class Network:
 
     @cached_property
     def scales(self) -> dict[str, float]:
-        """Scale of each tensor of codes; logits have none."""
+        """Scale of each tensor of codes; wide integers have none."""
         scales = {INPUT: self.input_scale}
         for node in self.nodes:
-            if isinstance(node, Weighted) and not node.logits:
+            if isinstance(node, ScaledAddition) or (isinstance(node, Weighted) and not node.logits):
                 scales[node.name] = node.scale
             elif not isinstance(node, Weighted) and node.inputs[0] in scales:
                 scales[node.name] = scales[node.inputs[0]]
@@ -71,12 +72,12 @@ class Network:
     @cached_property
     def logit_scale(self) -> float:
         """What an integer logit is multiplied by."""
-        *_, last = (node for node in self.nodes if isinstance(node, Weighted))
-        scale = last.scale / (1 << SHIFT)
-        for node in self.nodes[self.nodes.index(last) + 1 :]:
+        node, places = self.nodes[-1], 1
+        while not isinstance(node, Weighted):
             if isinstance(node, GlobalAveragePool):
-                scale /= int(np.prod(self.shapes[node.inputs[0]][1:]))
-        return scale
+                places *= int(np.prod(self.shapes[node.inputs[0]][1:]))
+            node = self.by_name[node.inputs[0]]
+        return node.scale / (1 << SHIFT) / places
 
     def weight_scale(self, node: Weighted) -> np.ndarray:
         """Scale of the weights of each output channel, `(out,) float64`."""

@@ -17,9 +17,17 @@ Why 16: float32 then computes the same code, and needs one multiplication. A cod
 and 16 behind it, which are the 24 of a float32, so that the product is exact. A larger product may be rounded, but
 rounding keeps order: it stays at 256 or above, and is cut to 255.
 
-The last weighted node gives logits, which are not cut: `a * multiplier`, int64. A global average pool gives
-`(sum + n // 2) // n` of n codes; of logits it gives the sum, and their scale is divided by n instead. A logit's value
-is `integer * Network.logit_scale`, in float64, where the integer is exact.
+The last weighted node gives logits, which are not cut: `a * multiplier`, int64. An average pool gives
+`(sum + n // 2) // n` of n codes; of logits a global one gives the sum, and their scale is divided by n instead. A
+logit's value is `integer * Network.logit_scale`, in float64, where the integer is exact.
+
+A residual branch has a sign and a scale of its own. So a weighted node that a scaled addition reads stays wide: it
+gives `a * multiplier`, as of logits, in units of the addition's scale / 2**16. The other operand is wide, too, or codes
+of any scale; their multiplier is their scale over the addition's, times 2**16, and that of wide integers is 1:
+
+    code = clamp((x * multiplier of x + y * multiplier of y + 2**15) >> 16, 0, 255)
+
+Wide integers stay below 2**40, and codes times a multiplier below 2**32: int64 and float64 are exact.
 """
 
 from __future__ import annotations
@@ -36,7 +44,7 @@ HIGHEST_WEIGHT = 127
 HIGHEST_PAIR = 128  # of two neighbouring input channels' weights of one sign: 255 * 128 < 2**15
 HIGHEST_SUM = 2**30  # of products and bias, in magnitude
 HIGHEST_VALUE = 2**30  # of a sum, requantised and not cut, in magnitude
-HIGHEST_LOGIT = 2**40  # in magnitude: a sum over 4,096 places is exact in float64
+HIGHEST_LOGIT = 2**40  # in magnitude, of all wide integers: a sum over 4,096 places is exact in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,20 +59,27 @@ class Node:
 class Weighted(Node):
     """A node with weights."""
 
-    weight: np.ndarray  # (out, in, height, width) or (out, in) int8, in -127..127, pair-safe
+    groups = 1  # of channels; only a convolution may have more
+
+    weight: np.ndarray  # (out, in / groups, height, width) or (out, in) int8, in -127..127, pair-safe
     bias: np.ndarray  # (out,) int32, in units of a product
     multiplier: np.ndarray  # (out,) int32, in 1..HIGHEST_MULTIPLIER
     relu: bool  # whether negative logits become 0; codes have no sign anyway
-    scale: float  # of the output codes; of logits: of a * multiplier / 2**16
-    logits: bool  # whether the output is a * multiplier, int64, instead of codes
+    scale: float  # of the output codes; of wide integers: of a * multiplier / 2**16
+    logits: bool  # whether the output is wide, a * multiplier in int64: logits, or what a scaled addition reads
 
 
 @dataclass(frozen=True, eq=False)
 class Convolution(Weighted):
-    """Two-dimensional convolution, no dilation, one group, the same stride and padding in both directions."""
+    """Two-dimensional convolution, no dilation, the same stride and padding in both directions.
+
+    With more than one group, the channels of input and output lie in as many equal parts, and an output channel reads
+    the input channels of its own part alone. As many groups as input channels make it depthwise.
+    """
 
     stride: int
     padding: int
+    groups: int = 1  # files from before there were groups do not name them
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +94,14 @@ class MaxPool(Node):
     kernel: int
     stride: int
     ceil: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePool(Node):
+    """Mean of the codes of square windows without padding, halves rounded up; what the border would cut is left out."""
+
+    kernel: int
+    stride: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +120,14 @@ class Addition(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class ScaledAddition(Node):
+    """Sum of two tensors, each wide or codes of its own scale, as codes: what is negative becomes 0."""
+
+    multiplier: np.ndarray  # (2,) int32, of each operand: 1 of wide integers, in 1..HIGHEST_MULTIPLIER of codes
+    scale: float  # of the output codes, and of wide operands
+
+
+@dataclass(frozen=True, eq=False)
 class Flatten(Node):
     """`(n, c, h, w)` -> `(n, c * h * w)` in that order."""
 
@@ -108,15 +139,18 @@ class Site(Node):
 
 OPERATIONS: dict[str, type[Node]] = {
     kind.__name__: kind
-    for kind in (Convolution, Linear, MaxPool, GlobalAveragePool, Concatenation, Addition, Flatten, Site)
-}
+    for kind in (
+        Convolution, Linear, MaxPool, AveragePool, GlobalAveragePool, Concatenation, Addition, ScaledAddition, Flatten,
+        Site,
+    )
+}  # fmt: skip
 
 
 def weight_pairs(weight: np.ndarray) -> np.ndarray:
     """Largest magnitude of the same-signed sum of two neighbouring input channels, per output channel.
 
     Args:
-        weight: `(out, in, ...)`, any number type.
+        weight: `(out, in / groups, ...)`, any number type.
 
     Returns:
         `(out,)`, of the same type (int64 for integers).

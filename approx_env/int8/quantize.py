@@ -4,7 +4,10 @@ The module is traced with torch.fx, dropout removed, batch norm folded into the 
 weighted node before it. Activation scales come from calibration images: the clip that minimises the mean squared
 error of the codes. Tensors that are concatenated share one scale, so that the concatenation is exact. So do two
 tensors that are added, and their sum: a bypass addition is then the integer sum of two codes, cut at 255, without a
-multiplication or a rounding; the scale is fitted on operands and sum together, in which the sum is the widest.
+multiplication or a rounding; the scale is fitted on operands and sum together, in which the sum is the widest. Where an
+operand has a sign, as a residual branch has, or a ReLU6, operands and sum keep scales of their own (`ScaledAddition`).
+
+A ReLU6 is a ReLU whose scale is at most 6 / 255: the cut at code 255 is then at 6 or below.
 
 Requantisation is integer (see `nodes`): the scales of weights are fitted to its multipliers.
 
@@ -17,7 +20,7 @@ each output channel's scale is large enough that neighbouring input channels' we
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -38,9 +41,11 @@ from approx_env.int8.nodes import (
     Flatten,
     GlobalAveragePool,
     Node,
+    ScaledAddition,
     weight_pairs,
 )
 from approx_env.int8.trace import Trace
+from approx_env.tap import HIGHEST_CODE
 
 HIGHEST_BIAS = HIGHEST_SUM // 2
 FINEST_LOGITS = 2**12  # multiplier of the last layer's widest channel
@@ -71,16 +76,19 @@ def quantize_weight(weight: np.ndarray, step: float) -> tuple[np.ndarray, np.nda
     return np.ascontiguousarray(np.clip(codes, -HIGHEST_WEIGHT, HIGHEST_WEIGHT), np.int8), multiples.astype(np.int32)
 
 
-def rounded(weight: np.ndarray, bias: np.ndarray, input_scale: float, scale: float | None) -> dict[str, Any]:
+def rounded(
+    weight: np.ndarray, bias: np.ndarray, input_scale: float, scale: float | None, wide: bool = False
+) -> dict[str, Any]:
     """The fields of a weighted node: weight, bias, multiplier, scale and logits.
 
     Args:
         weight: `(out, in, ...) float`, batch norm folded in.
         bias: `(out,) float`.
-        scale: of its output codes; None if it gives logits.
+        scale: of its output codes, or of the addition that reads it; None if it gives logits.
+        wide: whether an addition reads it.
     """
-    logits = scale is None
-    scale = logit_scale(weight, input_scale) if logits else scale
+    logits = scale is None or wide
+    scale = logit_scale(weight, input_scale) if scale is None else scale
     step = requantisation_step(scale, input_scale)
     codes, multiplier = quantize_weight(weight, step)
     integers = np.clip(np.rint(bias / (input_scale * step * multiplier)), -HIGHEST_BIAS, HIGHEST_BIAS).astype(np.int32)
@@ -135,8 +143,9 @@ def draft(
     """Reads a float module and fits the scales of its activations.
 
     Args:
-        module: built of convolutions, batch norms, linear layers, ReLUs, max pools, global average pool, flatten,
-            dropout, channel concatenations and additions; in float32, trained.
+        module: built of convolutions (grouped and depthwise, too), batch norms, linear layers, ReLUs and ReLU6s, max
+            pools, average pools, global average pools, flatten, dropout, channel concatenations, and additions, behind
+            which a ReLU follows if an operand has a sign; in float32, trained.
         images: calibration images `(n, c, h, w) uint8`.
         model, classes, attention, standardised: as in `Network`.
         layers: for each approximated layer the path of its record point, an `nn.Identity` in `module`.
@@ -148,10 +157,12 @@ def draft(
     trace = Trace(module, model, {path: layer for layer, path in layers.items()})
     pixels = data.standardise(images) if standardised else images
     sharing = _sharing(trace.found)
-    sources = [name for name, parts in trace.found.items() if "float_weight" in parts or parts["kind"] is Addition]
+    limits = _limits(trace.found, sharing)
+    sources = [name for name, parts in trace.found.items() if _is_source(parts)]
     wanted = {trace.last[name]: sharing[name] for name in sources if sharing[name] is not None}
     samples = _sample(trace.graph, wanted, pixels)
-    fitted = {group: scale_of(sample) for group, sample in samples.items()} | {INPUT: data.PIXEL_SCALE}
+    fitted = {group: min(scale_of(sample), limits.get(group, np.inf)) for group, sample in samples.items()}
+    fitted[INPUT] = data.PIXEL_SCALE
     scales = {name: fitted.get(group) for name, group in sharing.items()}
     header = {
         "model": model,
@@ -162,7 +173,7 @@ def draft(
         "attention": attention,
         "standardised": standardised,
     }
-    return Draft(header, trace.found, sharing, scales)
+    return Draft(header, trace.found, sharing, scales, limits)
 
 
 @dataclass
@@ -170,9 +181,12 @@ class Draft:
     """A network whose weights are still float, batch norm folded in: `network()` rounds them."""
 
     header: dict[str, Any]  # the fields of `Network` but its nodes
-    parts: dict[str, dict]  # name -> 'kind' and fields of the node; float_weight, float_bias of weighted ones
+    # name -> 'kind' and fields of the node; of weighted ones `float_weight`, `float_bias`, and `added_to`, the addition
+    # that reads their wide integers; where a ReLU6 ends them, `highest`.
+    parts: dict[str, dict]
     sharing: dict[str, str | None]  # each tensor and the input -> a name of those that share its scale; None: float
     scales: dict[str, float | None]  # of each tensor and the input; None: float
+    limits: dict[str, float]  # the largest scale that a ReLU6 allows, by a name of those that share it
 
     def network(self) -> Network:
         """The INT8 network.
@@ -182,41 +196,82 @@ class Draft:
         """
         nodes: list[Node] = []
         for name, parts in self.parts.items():
-            fields = {key: value for key, value in parts.items() if key not in ("kind", "float_weight", "float_bias")}
+            known = {part.name for part in fields(parts["kind"])}
+            values = {key: value for key, value in parts.items() if key in known}
+            scale = self.scales[parts.get("added_to", name)]
             if "float_weight" in parts:
                 input_scale = self.scales[parts["inputs"][0]]
-                fields |= rounded(parts["float_weight"], parts["float_bias"], input_scale, self.scales[name])
-            nodes.append(parts["kind"](name=name, **fields))
+                weight, bias = parts["float_weight"], parts["float_bias"]
+                values |= rounded(weight, bias, input_scale, scale, "added_to" in parts)
+            elif parts["kind"] is ScaledAddition:
+                values |= {"multiplier": self._multiplier(name, scale), "scale": scale}
+            nodes.append(parts["kind"](name=name, **values))
         try:
             return Network(**self.header, nodes=tuple(nodes))
         except ValueError as error:
             raise InputError(f"{self.header['model']} cannot run in integers: {error}") from error
 
+    def _multiplier(self, name: str, scale: float) -> np.ndarray:
+        """The multiplier of each operand of a scaled addition."""
+        scales = [self.scales[source] for source in self.parts[name]["inputs"]]
+        wanted = [1 if own is None else max(1, round(own / scale * (1 << SHIFT))) for own in scales]
+        return np.minimum(wanted, np.iinfo(np.int32).max).astype(np.int32)  # `validity` refuses what is too large
+
+
+def _is_source(parts: Mapping[str, Any]) -> bool:
+    """Whether a node makes numbers of a scale of their own; the others pass codes on."""
+    return "float_weight" in parts or parts["kind"] in (Addition, ScaledAddition)
+
 
 def _sharing(found: Mapping[str, dict]) -> dict[str, str | None]:
     """For each tensor of codes a name of those that share its scale; None of float tensors, behind the last weights.
 
-    Codes pass unchanged through pools, record points and flattening; concatenated tensors, and those that are added
-    with their sum, must have one scale, so that neither needs a multiplication.
+    Codes pass unchanged through pools, record points and flattening; concatenated tensors, and those that an `Addition`
+    adds with their sum, must have one scale, so that neither needs a multiplication.
     """
     last = [name for name, parts in found.items() if "float_weight" in parts][-1]
     shared: dict[str, str | None] = {INPUT: INPUT}
     for name, parts in found.items():
         if "float_weight" in parts:
-            shared[name] = None if name == last else name
+            shared[name] = None if name == last or "added_to" in parts else name
             continue
-        joined = {shared[source] for source in parts["inputs"]}
+        wide = {source for source in parts["inputs"] if "added_to" in found.get(source, {})} - {last}
+        joined = {shared[source] for source in parts["inputs"] if source not in wide}
         if None in joined and (joined != {None} or parts["kind"] not in (GlobalAveragePool, Flatten)):
             raise InputError(f"'{name}' follows the last weighted layer, whose output is float: move it before")
-        if INPUT in joined and parts["kind"] in (Concatenation, Addition):
+        if INPUT in joined and parts["kind"] in (Concatenation, Addition, ScaledAddition):
             raise InputError(f"'{name}' must join outputs of convolutions or linear layers, and reads the input itself")
+        if parts["kind"] is ScaledAddition:
+            shared[name] = name
+            continue
         chosen = shared[parts["inputs"][0]]
         shared[name] = chosen
         shared |= {other: chosen for other, group in shared.items() if group in joined}
     for name, parts in found.items():
-        if "float_weight" in parts and name != last and not parts["relu"]:
+        if "float_weight" in parts and name != last and not parts["relu"] and "added_to" not in parts:
             raise InputError(f"'{name}' must be followed by a ReLU: its codes have no sign")
     return shared
+
+
+def _limits(found: Mapping[str, dict], sharing: Mapping[str, str | None]) -> dict[str, float]:
+    """The largest scale under which what is above a ReLU6's 6 is cut, for each set of tensors that share one."""
+    groups: dict[str, dict[str, float | None]] = {}
+    for name, parts in found.items():
+        if _is_source(parts) and sharing[name] is not None:
+            groups.setdefault(sharing[name], {})[name] = parts.get("highest")
+        elif "highest" in parts:
+            raise InputError(f"'{name}' gives the logits, which are not cut: a ReLU6 cannot follow it")
+    limits = {}
+    for group, highest in groups.items():
+        cut = [name for name, value in highest.items() if value is not None]
+        whole = [name for name, value in highest.items() if value is None]
+        if cut and whole:
+            raise InputError(
+                f"'{cut[0]}' ends in a ReLU6 and shares its scale with '{whole[0]}', which does not: end both alike"
+            )
+        if cut:
+            limits[group] = min(highest.values()) / HIGHEST_CODE
+    return limits
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import count
 
 from approx_env.int8.network import Network
-from approx_env.int8.nodes import INPUT, Addition, Node, Site, Weighted
+from approx_env.int8.nodes import INPUT, Addition, Node, ScaledAddition, Site, Weighted
 
 CHOICES = ("standard", "all")
 
@@ -47,7 +47,9 @@ def _bare(network: Network, tensor: str) -> bool:
     node = network.by_name.get(tensor)
     if node is None or isinstance(node, Site):
         return False
-    return isinstance(node, Weighted | Addition) or all(_bare(network, source) for source in node.inputs)
+    if isinstance(node, Weighted | Addition | ScaledAddition):
+        return True
+    return all(_bare(network, source) for source in node.inputs)
 
 
 def _site_name(tensor: str, layers: Collection[str], taken: Collection[str]) -> str:

@@ -1,4 +1,8 @@
-"""Reads a float module by torch.fx: what its nodes are, with dropout removed, batch norm and ReLU folded in."""
+"""Reads a float module by torch.fx: what its nodes are, with dropout removed, batch norm and ReLU folded in.
+
+A ReLU follows its convolution, linear layer or addition. An addition whose operands are codes of one scale is exact as
+it is (`Addition`); where one is signed, or ends in a ReLU6, operands have scales of their own (`ScaledAddition`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from approx_env.errors import InputError
 from approx_env.int8.nodes import (
     INPUT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
@@ -21,8 +26,12 @@ from approx_env.int8.nodes import (
     Linear,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
 )
+
+HIGHEST_RELU6 = 6.0
+WEIGHTED = {"convolution": Convolution, "linear layer": Linear}
 
 
 class Trace:
@@ -50,6 +59,9 @@ class Trace:
         self.found: dict[str, dict] = {}  # name -> 'kind' and fields of the node
         for traced in graph.graph.nodes:
             self._visit(traced)
+        for name, parts in self.found.items():
+            if parts["kind"] is Addition:
+                self._settle_addition(name, parts)
         missing = set(record_points.values()) - set(self.found)
         if missing:
             raise InputError(f"record points must be nn.Identity modules that the forward pass runs: {sorted(missing)}")
@@ -68,6 +80,16 @@ class Trace:
             self._add(traced, traced.name, Concatenation, inputs=tuple(self.tensor[part] for part in traced.args[0]))
         elif traced.target in (torch.relu, F.relu) or traced.target == "relu":
             self._fold_relu(traced)
+        elif traced.target is F.relu6:
+            self._fold_relu(traced, HIGHEST_RELU6)
+        elif traced.target is F.max_pool2d:
+            self._visit_max_pool(traced, traced.name, *traced.args[1:], **traced.kwargs)
+        elif traced.target is F.avg_pool2d:
+            self._visit_average_pool(traced, traced.name, *traced.args[1:], **traced.kwargs)
+        elif traced.target is F.adaptive_avg_pool2d and [*traced.args[1:], *traced.kwargs.values()] in ([1], [(1, 1)]):
+            self._add(traced, traced.name, GlobalAveragePool)
+        elif traced.target is torch.mean or traced.target == "mean":
+            self._visit_mean(traced, *traced.args[1:], **traced.kwargs)
         elif traced.target is torch.flatten or traced.target == "flatten":
             axes = [*traced.args[1:], *traced.kwargs.values()]
             self._visit_flatten(traced, traced.name, *(axes or [0]))
@@ -81,6 +103,27 @@ class Trace:
         if len(operands) != 2 or None in operands or traced.kwargs:
             raise InputError(f"'{traced.name}' must add two tensors")
         self._add(traced, traced.name, Addition, inputs=tuple(operands))
+
+    def _settle_addition(self, name: str, parts: dict) -> None:
+        """Makes an addition a scaled one, and weighted operands wide, where codes of one scale will not do."""
+        relu = parts.pop("relu", False)
+        signed = [source for source in parts["inputs"] if not self.found.get(source, {}).get("relu", True)]
+        if not signed and "highest" not in parts and not any(map(self._ends_in_relu6, parts["inputs"])):
+            return
+        if signed and not relu:
+            raise InputError(f"'{name}' must be followed by a ReLU: its codes have no sign")
+        parts["kind"] = ScaledAddition
+        for source in signed:
+            if sum(source in other["inputs"] for other in self.found.values()) > 1:
+                raise InputError(f"'{source}' must be followed by a ReLU, or read by one addition alone")
+            self.found[source]["added_to"] = name
+
+    def _ends_in_relu6(self, name: str) -> bool:
+        """Whether the codes of a tensor are cut by a ReLU6, whatever they have passed since."""
+        parts = self.found.get(name, {"inputs": ()})
+        if "float_weight" in parts or parts.get("kind") in (Addition, ScaledAddition):
+            return "highest" in parts
+        return any(map(self._ends_in_relu6, parts["inputs"]))
 
     def _visit_module(self, traced: fx.Node, module: nn.Module) -> None:
         path = str(traced.target)
@@ -96,19 +139,41 @@ class Trace:
             self._fold_batch_norm(traced, module)
         elif isinstance(module, nn.ReLU):
             self._fold_relu(traced)
+        elif isinstance(module, nn.ReLU6):
+            self._fold_relu(traced, HIGHEST_RELU6)
         elif isinstance(module, nn.MaxPool2d):
-            kernel, stride, padding, dilation = (
-                _square(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation)
-            )
-            if kernel is None or stride is None or padding != 0 or dilation != 1:
-                raise InputError(f"'{path}': max pools must have square windows, no padding and no dilation")
-            self._add(traced, path, MaxPool, kernel=kernel, stride=stride, ceil=module.ceil_mode)
+            geometry = module.kernel_size, module.stride, module.padding, module.dilation
+            self._visit_max_pool(traced, path, *geometry, module.ceil_mode)
+        elif isinstance(module, nn.AvgPool2d):
+            geometry = module.kernel_size, module.stride, module.padding, module.ceil_mode
+            self._visit_average_pool(traced, path, *geometry, divisor_override=module.divisor_override)
         elif isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
             self._add(traced, path, GlobalAveragePool)
         elif isinstance(module, nn.Flatten):
             self._visit_flatten(traced, path, module.start_dim, module.end_dim)
         else:
             raise InputError(f"'{path}' ({type(module).__name__}) has no INT8 counterpart")
+
+    def _visit_max_pool(self, traced: fx.Node, name: str, kernel_size, stride=None, padding=0, dilation=1,
+                        ceil_mode=False, return_indices=False) -> None:  # fmt: skip
+        kernel, step, border, spread = map(_square, (kernel_size, stride or kernel_size, padding, dilation))
+        if kernel is None or step is None or border != 0 or spread != 1 or return_indices:
+            raise InputError(f"'{name}': max pools must have square windows, no padding and no dilation")
+        self._add(traced, name, MaxPool, kernel=kernel, stride=step, ceil=ceil_mode)
+
+    def _visit_average_pool(self, traced: fx.Node, name: str, kernel_size, stride=None, padding=0, ceil_mode=False,
+                            count_include_pad=True, divisor_override=None) -> None:  # fmt: skip
+        kernel, step, border = map(_square, (kernel_size, stride or kernel_size, padding))
+        if kernel is None or step is None or border != 0 or ceil_mode or divisor_override is not None:
+            raise InputError(
+                f"'{name}': average pools must have square windows, no padding, no ceil_mode and no divisor_override"
+            )
+        self._add(traced, name, AveragePool, kernel=kernel, stride=step)
+
+    def _visit_mean(self, traced: fx.Node, dim=None, keepdim=False) -> None:
+        if not isinstance(dim, tuple | list) or sorted(axis % 4 for axis in dim) != [2, 3]:
+            raise InputError(f"'{traced.name}' is a mean over {dim}: only height and width (2, 3) can be")
+        self._add(traced, traced.name, GlobalAveragePool)
 
     def _visit_flatten(self, traced: fx.Node, name: str, start: int, end: int = -1) -> None:
         if (start, end) not in ((1, -1), (1, 3)):
@@ -124,9 +189,9 @@ class Trace:
     def _visit_convolution(self, traced: fx.Node, path: str, module: nn.Conv2d) -> None:
         stride, padding = module.stride[0], module.padding[0] if isinstance(module.padding, tuple) else None
         same = module.stride == (stride, stride) and module.padding == (padding, padding)
-        if not same or module.groups != 1 or module.dilation != (1, 1) or module.padding_mode != "zeros":
-            raise InputError(f"'{path}': convolutions must have one group, no dilation, equal strides and zero padding")
-        self._add(traced, path, Convolution, stride=stride, padding=padding, relu=False,
+        if not same or module.dilation != (1, 1) or module.padding_mode != "zeros":
+            raise InputError(f"'{path}': convolutions must have no dilation, equal strides and zero padding")
+        self._add(traced, path, Convolution, stride=stride, padding=padding, groups=module.groups, relu=False,
                   float_weight=_array(module.weight), float_bias=_bias(module))  # fmt: skip
 
     def _add(self, traced: fx.Node, name: str, kind: type[Node], **parts) -> None:
@@ -142,17 +207,17 @@ class Trace:
         self.tensor[traced] = name
         self.last[name] = traced
 
-    def _producer(self, traced: fx.Node, what: str) -> dict:
-        """The weighted node right before `traced`, which alone may read it."""
+    def _producer(self, traced: fx.Node, what: str, places: Mapping[str, type[Node]]) -> dict:
+        """The node right before `traced`, which alone may read it, and must be of one of these kinds."""
         name = self.tensor[traced.args[0]]
         parts = self.found.get(name, {})
         alone = all(len(alias.users) == 1 for alias, bound in self.tensor.items() if bound == name)
-        if "float_weight" not in parts or parts["relu"] or not alone:
-            raise InputError(f"'{traced.target}': {what} must follow its convolution or linear layer directly")
+        if parts.get("kind") not in places.values() or parts.get("relu") or not alone:
+            raise InputError(f"'{traced.target}': {what} must follow its {' or '.join(places)} directly")
         return parts
 
     def _fold_batch_norm(self, traced: fx.Node, norm: nn.BatchNorm2d) -> None:
-        parts = self._producer(traced, "batch norm")
+        parts = self._producer(traced, "batch norm", WEIGHTED)
         if norm.running_var is None or norm.weight is None:
             raise InputError(f"'{traced.target}': batch norm must be affine and track running statistics")
         gain = _array(norm.weight) / np.sqrt(_array(norm.running_var) + norm.eps)
@@ -160,8 +225,9 @@ class Trace:
         parts["float_bias"] = (parts["float_bias"] - _array(norm.running_mean)) * gain + _array(norm.bias)
         self._bind(traced, self.tensor[traced.args[0]])
 
-    def _fold_relu(self, traced: fx.Node) -> None:
-        self._producer(traced, "ReLU")["relu"] = True
+    def _fold_relu(self, traced: fx.Node, highest: float | None = None) -> None:
+        parts = self._producer(traced, "ReLU", WEIGHTED | {"addition": Addition})
+        parts |= {"relu": True} | ({} if highest is None else {"highest": highest})
         self._bind(traced, self.tensor[traced.args[0]])
 
 

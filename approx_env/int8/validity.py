@@ -15,6 +15,7 @@ from approx_env.int8 import nodes
 from approx_env.int8.nodes import (
     INPUT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
@@ -22,6 +23,7 @@ from approx_env.int8.nodes import (
     Linear,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -40,8 +42,9 @@ class Tensor:
     """What is known of a tensor."""
 
     shape: Shape  # (c, h, w) or (features,)
-    scale: float | None  # of its codes; None of logits
+    scale: float | None  # of its codes; None of wide integers
     zero_point: int
+    wide: float | None = None  # of what a weighted node leaves wide, the scale of 2**16; None of all else
 
 
 def examine(network: Network) -> tuple[dict[str, Shape], list[str]]:
@@ -103,7 +106,8 @@ def _of_layers(network: Network, shapes: dict[str, Shape]) -> Iterator[str]:
         places, channels = (int(np.prod(space)), channels) if space else (channels, 1)
         if places * channels**2 >= HIGHEST_ENERGY:
             yield f"layer '{name}' is too large for exact attention maps: places x channels^2 must be below 2^31"
-    logits = [node for node in network.nodes if isinstance(node, Weighted) and node.logits]
+    added = {name for node in network.nodes if isinstance(node, ScaledAddition) for name in node.inputs}
+    logits = [node for node in network.nodes if isinstance(node, Weighted) and node.logits and node.name not in added]
     if len(logits) > 1:
         yield f"only one node may give logits, got {', '.join(repr(node.name) for node in logits)}"
 
@@ -119,11 +123,13 @@ def _of_node(node: Node, known: dict[str, Tensor], network: Network) -> Iterator
         yield f"{fault}: nodes must be named once and come after their inputs"
         return
     inputs = [known[name] for name in node.inputs]
-    wanted = {Addition: 2, Concatenation: max(1, len(inputs))}.get(type(node), 1)
+    wanted = {Addition: 2, ScaledAddition: 2, Concatenation: max(1, len(inputs))}.get(type(node), 1)
     if len(inputs) != wanted:
         yield f"must read {wanted} tensors, got {len(inputs)}"
-    elif any(tensor.scale is None for tensor in inputs) and not isinstance(node, GlobalAveragePool | Flatten):
-        yield "reads logits: only a global average pool or a flattening may"
+    elif any(tensor.scale is None for tensor in inputs) and not isinstance(
+        node, GlobalAveragePool | Flatten | ScaledAddition
+    ):
+        yield "reads logits: only a global average pool, a flattening or a scaled addition may"
     else:
         yield from _of_kind(node, inputs)
 
@@ -134,8 +140,9 @@ def _of_kind(node: Node, inputs: list[Tensor]) -> Iterator[str]:
     match node:
         case Weighted():
             yield from _of_weights(node, first)
-        case MaxPool():
-            if not spatial or not (_whole(node.kernel, 1) and _whole(node.stride, 1) and isinstance(node.ceil, bool)):
+        case MaxPool() | AveragePool():
+            ceil = isinstance(node, AveragePool) or isinstance(node.ceil, bool)
+            if not spatial or not (_whole(node.kernel, 1) and _whole(node.stride, 1) and ceil):
                 yield "must have a kernel and a stride of at least 1, ceil true or false, and read (c, h, w)"
             elif node.kernel > min(first.shape[1:]):
                 yield f"must have a window no larger than its input {first.shape}, got {node.kernel}"
@@ -150,8 +157,28 @@ def _of_kind(node: Node, inputs: list[Tensor]) -> Iterator[str]:
             second = inputs[1]
             if first.shape != second.shape or first.scale != second.scale or first.zero_point or second.zero_point:
                 yield "must add tensors of one shape and scale, whose zero points are 0"
+        case ScaledAddition():
+            yield from _of_scaled_addition(node, inputs)
         case Site() if first.zero_point:
             yield f"must read codes whose zero point is 0, got {first.zero_point}"
+
+
+def _of_scaled_addition(node: ScaledAddition, inputs: list[Tensor]) -> Iterator[str]:
+    multiplier = node.multiplier
+    if not isinstance(multiplier, np.ndarray) or multiplier.dtype != np.int32 or multiplier.shape != (2,):
+        yield "must have a multiplier of 2 int32"
+    elif not 1 <= multiplier.min() <= multiplier.max() <= nodes.HIGHEST_MULTIPLIER or not _positive(node.scale):
+        yield (
+            f"must have multipliers in 1..{nodes.HIGHEST_MULTIPLIER} and a positive, finite scale, got "
+            f"{multiplier.tolist()}, {node.scale!r}"
+        )
+    elif inputs[0].shape != inputs[1].shape or any(tensor.zero_point for tensor in inputs):
+        yield "must add tensors of one shape, whose zero points are 0"
+    elif any(
+        tensor.scale is None and (tensor.wide != node.scale or factor != 1)
+        for tensor, factor in zip(inputs, multiplier, strict=True)
+    ):
+        yield "must add wide integers of its own scale, straight from a weighted node, with multiplier 1"
 
 
 def _of_weights(node: Weighted, source: Tensor) -> Iterator[str]:
@@ -169,8 +196,12 @@ def _of_weights(node: Weighted, source: Tensor) -> Iterator[str]:
         yield "must say by true or false whether it has a ReLU, and whether it gives logits"
         return
     wanted = 3 if isinstance(node, Convolution) else 1
-    if len(source.shape) != wanted or source.shape[0] != weight.shape[1]:
-        yield f"has weights for {weight.shape[1]} input channels and reads a tensor {source.shape}"
+    if not _whole(node.groups, 1) or len(weight) % node.groups:
+        yield f"must have groups that part its {len(weight)} output channels equally, got {node.groups!r}"
+        return
+    channels = weight.shape[1] * node.groups
+    if len(source.shape) != wanted or source.shape[0] != channels:
+        yield f"has weights for {channels} input channels and reads a tensor {source.shape}"
         return
     if isinstance(node, Convolution):
         yield from _of_geometry(node, source.shape)
@@ -211,10 +242,13 @@ def _of_bounds(node: Weighted) -> Iterator[str]:
 def _output(node: Node, inputs: list[Tensor]) -> Tensor:
     first = inputs[0]
     if isinstance(node, Weighted):
-        return Tensor(_shape(node, first.shape), None if node.logits else float(node.scale), 0)
+        scale = float(node.scale)
+        return Tensor(_shape(node, first.shape), *((None, 0, scale) if node.logits else (scale, 0)))
+    if isinstance(node, ScaledAddition):
+        return Tensor(first.shape, float(node.scale), 0)
     shape = first.shape
     match node:
-        case MaxPool():
+        case MaxPool() | AveragePool():
             shape = (shape[0], *(_pooled(side, node) for side in shape[1:]))
         case GlobalAveragePool():
             shape = shape[:1]
@@ -235,8 +269,8 @@ def _shape(node: Convolution | Linear, shape: Shape) -> Shape:
     return (len(node.weight), *sides)
 
 
-def _pooled(side: int, node: MaxPool) -> int:
+def _pooled(side: int, node: MaxPool | AveragePool) -> int:
     """Length of a pooled side; with ceil, a window must begin inside the input (as torch has it)."""
     whole, rest = divmod(side - node.kernel, node.stride)
-    count = whole + 1 + (1 if node.ceil and rest > 0 else 0)
+    count = whole + 1 + (1 if isinstance(node, MaxPool) and node.ceil and rest > 0 else 0)
     return count - 1 if (count - 1) * node.stride >= side else count

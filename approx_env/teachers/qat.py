@@ -7,6 +7,7 @@ trained along. Source: Jacob et al., CVPR 2018, section 3 (fake quantisation wit
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,12 +19,14 @@ from approx_env.int8 import quantize
 from approx_env.int8.nodes import (
     INPUT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
     GlobalAveragePool,
     Linear,
     MaxPool,
+    ScaledAddition,
     Site,
 )
 from approx_env.int8.quantize import Draft
@@ -73,18 +76,20 @@ class FakeQuantised(nn.Module):
         if kind in (Convolution, Linear):
             weight, bias = self._rounded_weight(name, parts)
             if kind is Convolution:
-                x = F.conv2d(x, weight, bias, parts["stride"], parts["padding"])
+                x = F.conv2d(x, weight, bias, parts["stride"], parts["padding"], groups=parts["groups"])
             else:
                 x = F.linear(x, weight, bias)
             return self._rounded(name, F.relu(x) if parts["relu"] else x)
         if kind is MaxPool:
             return F.max_pool2d(x, parts["kernel"], parts["stride"], ceil_mode=parts["ceil"])
-        if kind is Addition:
+        if kind is AveragePool:
+            return self._rounded(name, F.avg_pool2d(x, parts["kernel"], parts["stride"]))
+        if kind in (Addition, ScaledAddition):
             return self._rounded(name, inputs[0] + inputs[1])
         if kind is Concatenation:
             return torch.cat(inputs, 1)
         if kind is GlobalAveragePool:
-            return x.mean((2, 3))
+            return self._rounded(name, x.mean((2, 3)))
         if kind is Flatten:
             return x.flatten(1)
         if kind is Site:
@@ -95,7 +100,7 @@ class FakeQuantised(nn.Module):
         """Weight and bias as their integers and scales give them; gradients pass as if they were not rounded."""
         weight, bias = self.weights[self._index[name]], self.biases[self._index[name]]
         plain = weight.detach().double().cpu().numpy()
-        input_scale, scale = self._scale(parts["inputs"][0]), self._scale(name)
+        input_scale, scale = self._scale(parts["inputs"][0]), self._scale(parts.get("added_to", name))
         scale = quantize.logit_scale(plain, input_scale) if scale is None else scale
         step = quantize.requantisation_step(scale, input_scale)
         codes, multiples = quantize.quantize_weight(plain, step)
@@ -107,13 +112,23 @@ class FakeQuantised(nn.Module):
     def _scale(self, name: str) -> float | None:
         """The scale of a tensor of codes as it is now; None of logits."""
         group = self._draft.sharing[name]
-        return self.log_scales[self._group[group]].exp().item() if group in self._group else self._draft.scales[name]
+        if group not in self._group:
+            return self._draft.scales[name]
+        return min(self._log_scale(group).exp().item(), self._draft.limits.get(group, math.inf))
+
+    def _log_scale(self, group: str) -> torch.Tensor:
+        """Of tensors that share a scale, no larger than a ReLU6 allows; gradients pass as if it were not cut."""
+        scale = self.log_scales[self._group[group]]
+        highest = math.log(self._draft.limits.get(group, math.inf))
+        return scale + (scale.clamp(max=highest) - scale).detach()
 
     def _rounded(self, name: str, x: torch.Tensor) -> torch.Tensor:
         group = self._draft.sharing[name]
         if group is None:
             return x
-        scale = self.log_scales[self._group[group]]
+        if group == INPUT:  # pixels have a sign
+            return _rounded(x / self._draft.scales[INPUT]) * self._draft.scales[INPUT]
+        scale = self._log_scale(group)
         # Every activation pulls at its scale; the mean over them keeps that pull in step with the weights' gradients.
         scale = _scaled_gradient(scale, (x[0].numel() * HIGHEST_CODE) ** -0.5).exp()
         return _rounded(torch.clamp(x / scale, 0, HIGHEST_CODE)) * scale

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def _rebuild(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> Netw
     for entry in description.pop("nodes"):
         kind = OPERATIONS[entry.pop("op")]
         entry["inputs"] = tuple(entry["inputs"])
-        stored = {part.name for part in fields(kind)} - set(entry)
+        stored = {part.name for part in fields(kind) if part.default is MISSING} - set(entry)
         nodes.append(kind(**entry, **{name: arrays[f"{entry['name']}/{name}"] for name in stored}))
     tuples = {key: tuple(value) for key, value in description.items() if isinstance(value, list)}
     made = Network(nodes=tuple(nodes), **(description | tuples))

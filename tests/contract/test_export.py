@@ -15,7 +15,7 @@ from tests import exports
 from tests.contract.test_family import SLOW, members
 from tests.unit.test_export import ABOUT
 
-LARGE = set(models.MODELS) - {"squeezenet_compact"}  # they take seconds to compile
+LARGE = set(models.MODELS) - {"squeezenet_compact", "resnet8"}  # they take seconds to compile
 
 
 @pytest.fixture(scope="module", params=members(SLOW))

@@ -15,7 +15,7 @@ from approx_env.engines.vector.engine import VectorEngine
 from approx_env.env import TapEnv
 from approx_env.int8 import quantize
 from approx_env.int8.network import Network, pool_first
-from approx_env.int8.nodes import Addition
+from approx_env.int8.nodes import Addition, ScaledAddition
 from approx_env.int8.sites import with_sites
 from approx_env.scoring import calibration
 from approx_env.scoring.evaluator import Evaluator, Problem, Reward, Score
@@ -83,8 +83,10 @@ def test_layers_follow_from_the_model(name, network):
     assert network.attention == module.attention
     assert network.input_shape == (3, module.image_size, module.image_size)
     assert network.standardised == module.standardised
-    additions = sum(isinstance(node, Addition) for node in network.nodes)
-    assert additions == {"squeezenet_simple_bypass": 4, "squeezenet_complex_bypass": 8}.get(name, 0)
+    additions = {"squeezenet_simple_bypass": (4, 0), "squeezenet_complex_bypass": (8, 0), "resnet8": (0, 3),
+                 "resnet20": (0, 9)}  # fmt: skip
+    kinds = [sum(isinstance(node, kind) for node in network.nodes) for kind in (Addition, ScaledAddition)]
+    assert tuple(kinds) == additions.get(name, (0, 0))
 
 
 def by_layer(problem: Problem) -> dict:
@@ -135,9 +137,9 @@ def test_int8_follows_the_float_network(trained, network, few_digits):
 
 
 def test_shared_scales(network):
-    """What is added or concatenated has one scale, and so has the sum."""
+    """What is added or concatenated has one scale, and so has the sum, but where operands have multipliers."""
     for node in network.nodes:
-        if len(node.inputs) > 1:
+        if len(node.inputs) > 1 and not isinstance(node, ScaledAddition):
             assert {network.scales[source] for source in node.inputs} == {network.scales[node.name]}
 
 

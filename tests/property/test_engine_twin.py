@@ -1,5 +1,6 @@
 """Every engine gives the integers of the exact reference, at every node."""
 
+import math
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -23,32 +24,53 @@ from tests.twins import ENGINES, check_every_node, table_of
 # -- random networks
 
 
-def random_module(widths, kernels, strides, pool: bool, branches: bool, hidden: int, seed: int) -> nn.Module:
-    """Convolutions with a layer each, perhaps as two branches, perhaps a pool, and two linear layers."""
+class Concatenated(nn.Module):
+    def __init__(self, left: nn.Module, right: nn.Module):
+        super().__init__()
+        self.left, self.right = left, right
+
+    def forward(self, x):
+        return torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+
+
+class Added(nn.Module):
+    """A sum of branches without a ReLU, of which the right one may be the input or have a ReLU."""
+
+    def __init__(self, left: nn.Module, right: nn.Module, last: nn.Module):
+        super().__init__()
+        self.left, self.right, self.last = left, right, last
+
+    def forward(self, x):
+        return self.last(self.left(x) + self.right(x))
+
+
+def random_module(widths, kernels, strides, kinds, pool, branches, relu, hidden: int, seed: int) -> nn.Module:
+    """Convolutions with a layer each, the last perhaps in two branches, perhaps a pool, and two linear layers."""
     torch.manual_seed(seed)
-
-    class Branches(nn.Module):
-        def __init__(self, left: nn.Module, right: nn.Module):
-            super().__init__()
-            self.left, self.right = left, right
-
-        def forward(self, x):
-            return torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
-
     parts, channels = OrderedDict(), 3
-    for i, (width, kernel, stride) in enumerate(zip(widths, kernels, strides, strict=True)):
-        conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2)
-        if branches and i == len(widths) - 1:
-            parts[f"fire{i}"], channels = Branches(conv, nn.Conv2d(channels, width + 1, 1, stride)), 2 * width + 1
+    for i, (width, kernel, stride, kind) in enumerate(zip(widths, kernels, strides, kinds, strict=True)):
+        width = channels * (1 + width % 2) if kind == "depthwise" else width
+        groups = {"depthwise": channels, "grouped": math.gcd(channels, width)}.get(kind, 1)
+        conv = nn.Conv2d(channels, width, kernel, stride, kernel // 2, groups=groups)
+        if branches == "concatenated" and i == len(widths) - 1:
+            parts[f"fire{i}"], channels = Concatenated(conv, nn.Conv2d(channels, width + 1, 1, stride)), 2 * width + 1
+        elif branches and i == len(widths) - 1:
+            shortcut = nn.Conv2d(channels, width, 1, stride)
+            if branches == "identity" and i and stride == 1:
+                conv, width = nn.Conv2d(channels, channels, kernel, 1, kernel // 2), channels
+                shortcut = nn.Identity()
+            elif branches == "positive":
+                shortcut = nn.Sequential(shortcut, relu())
+            parts[f"sum{i}"], channels = Added(conv, shortcut, relu()), width
         else:
             norm = nn.BatchNorm2d(width)
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2)
-            parts |= {f"conv{i}": conv, f"norm{i}": norm, f"relu{i}": nn.ReLU()}
+            parts |= {f"conv{i}": conv, f"norm{i}": norm, f"relu{i}": relu()}
             channels = width
         parts[f"layer{i}"] = nn.Identity()
     if pool:
-        parts["pool"] = nn.MaxPool2d(3, 2, ceil_mode=True)
+        parts["pool"] = nn.MaxPool2d(3, 2, ceil_mode=True) if pool == "max" else nn.AvgPool2d(3, 2)
     parts["flatten"] = nn.Flatten()
     features = nn.Sequential(parts).eval()
     with torch.inference_mode():
@@ -62,13 +84,17 @@ def cases(draw):
     """A random INT8 network, images, and valid codes for its layers."""
     depth = draw(st.integers(1, 3))
     widths = draw(
-        st.lists(st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 64])), min_size=depth, max_size=depth)
+        st.lists(st.one_of(st.integers(1, 20), st.sampled_from([31, 32, 33, 48, 64])), min_size=depth, max_size=depth)
     )
     kernels = draw(st.lists(st.sampled_from([1, 3, 5]), min_size=depth, max_size=depth))
     strides = draw(st.lists(st.sampled_from([1, 2]), min_size=depth, max_size=depth))
+    kinds = draw(st.lists(st.sampled_from(["plain", "grouped", "depthwise"]), min_size=depth, max_size=depth))
     seed = draw(st.integers(0, 2**31))
-    pool = draw(st.booleans()) and strides.count(2) < 3  # else its window is wider than what is left
-    module = random_module(widths, kernels, strides, pool, draw(st.booleans()), draw(st.integers(1, 40)), seed)
+    # Behind three strides its window is wider than what is left.
+    pool = draw(st.sampled_from([None, "max", "average"])) if strides.count(2) < 3 else None
+    branches = draw(st.sampled_from([None, "concatenated", "convolved", "identity", "positive"]))
+    relu, hidden = draw(st.sampled_from([nn.ReLU, nn.ReLU6])), draw(st.integers(1, 40))
+    module = random_module(widths, kernels, strides, kinds, pool, branches, relu, hidden, seed)
     generator = np.random.default_rng(seed)
     # Flat patches of extreme pixels beside noise: sums as large as they get.
     images = generator.integers(0, 256, (128, 3, 13, 11), np.uint8)
@@ -224,6 +250,8 @@ def extremes(draw):
     kernel, stride = draw(st.sampled_from([1, 3, 5])), draw(st.sampled_from([1, 2]))
     zero_point = 0 if linear else draw(st.sampled_from([0, 128]))
     channels = draw(st.integers(1, 1200) if linear else st.one_of(st.integers(1, 9), st.integers(10, 70)))
+    groups = 1 if linear else draw(st.sampled_from([1, 1, 3]))
+    outputs *= groups
     shape = (outputs, channels) if linear else (outputs, channels, kernel, kernel)
     generator = np.random.default_rng(seed)
     weight, _ = quantize.quantize_weight(lively_weight(generator, shape), 1e-9)
@@ -235,8 +263,8 @@ def extremes(draw):
     if linear:
         nodes = (Flatten("flat", (INPUT,)), Linear("node", ("flat",), **parts))
     else:
-        nodes = (Convolution("node", (INPUT,), stride=stride, padding=kernel // 2, **parts),)
-    size = (channels, 1, 1) if linear else (channels, 7, 5)
+        nodes = (Convolution("node", (INPUT,), stride=stride, padding=kernel // 2, groups=groups, **parts),)
+    size = (channels, 1, 1) if linear else (groups * channels, 7, 5)
     network = Network("m", ("0", "1"), size, 1.0, zero_point, (*nodes, Site("s", ("node",))), ())
     images = generator.choice(np.array([0, 254, 255], np.uint8), (60, *size), p=[0.1, 0.1, 0.8])
     return network, images

@@ -44,6 +44,15 @@ def test_products_of_a_strided_convolution():
     assert uses((1, 4), 1, kernel=1, stride=2) == [[1, 0, 1, 0]]  # every other code is never read
 
 
+def test_only_its_group_reads_a_code():
+    weight, zeros = np.ones((6, 1, 3, 3), np.int8), np.zeros(6, np.int32)
+    nodes = Site("s", ("input",)), Convolution("c", ("s",), weight, zeros, zeros + 1, True, 1.0, False, 1, 0, groups=2)
+    network = network_of(*nodes, shape=(2, 3, 3))
+    (reader,) = cost.readers(network)
+    assert reader.weights.tolist() == [3] * 9  # three outputs of each group
+    assert cost.total(network) == network.macs["c"] == 6 * 9
+
+
 def test_linear_layers_read_each_code_once_an_output():
     linear = Linear(
         "l", ("s",), np.ones((7, 5), np.int8), np.zeros(7, np.int32), np.ones(7, np.int32), False, 1.0, True

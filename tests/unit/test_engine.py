@@ -11,7 +11,16 @@ from approx_env.engines.vector.engine import VectorEngine
 from approx_env.errors import InputError
 from approx_env.int8 import cost
 from approx_env.int8.network import Network, pool_first
-from approx_env.int8.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, MaxPool, Site
+from approx_env.int8.nodes import (
+    AveragePool,
+    Concatenation,
+    Convolution,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    ScaledAddition,
+    Site,
+)
 from tests import twins
 
 # Pixels of two channels; p = pixel - 128 is [[10, -4], [0, 100]] and [[2, 8], [-20, 50]].
@@ -139,6 +148,10 @@ def conv(name: str, source: str, inputs: int, outputs: int, seed: int = 0, kerne
     return Convolution(name, (source,), weight, zeros, multiplier, True, 1 / 64, False, 1, kernel // 2)
 
 
+def wide(*geometry) -> Convolution:
+    return replace(conv(*geometry), logits=True, relu=False, scale=1 / 50)
+
+
 def classifier(source: str, inputs: int) -> tuple:
     top = replace(conv("top", source, inputs, 2), logits=True, relu=False)
     return top, GlobalAveragePool("mean", ("top",))
@@ -165,6 +178,26 @@ BRANCHED = {
         conv("a", "input", 3, 16), Site("s", ("a",)), GlobalAveragePool("g", ("s",)),
         Linear("l", ("g",), conv("x", "x", 16, 2).weight[:, :, 0, 0], np.zeros(2, np.int32), np.full(2, 9, np.int32),
                False, 1.0, True),
+    ),
+    "windows that the border would cut": (
+        conv("a", "input", 3, 16), AveragePool("p", ("a",), 2, 3), Site("s", ("p",)), *classifier("s", 16),
+    ),
+    "two wide operands": (
+        conv("a", "input", 3, 16), Site("s", ("a",)), wide("b", "s", 16, 8, 1, 3), wide("c", "s", 16, 8, 2),
+        ScaledAddition("sum", ("b", "c"), np.ones(2, np.int32), 1 / 50), Site("t", ("sum",)), *classifier("t", 8),
+    ),
+    "codes of another scale, added to a wide operand across a layer": (
+        conv("a", "input", 3, 16), wide("c", "a", 16, 16, 2, 3), Site("s", ("a",)), conv("b", "s", 16, 16, 1, 3),
+        Site("t", ("b",)), ScaledAddition("sum", ("t", "c"), np.array([70_000, 1], np.int32), 1 / 50),
+        *classifier("sum", 16),
+    ),
+    "codes of two scales": (
+        conv("a", "input", 3, 16), Site("s", ("a",)), conv("b", "s", 16, 16, 1, 3),
+        ScaledAddition("sum", ("b", "s"), np.array([70_000, 9], np.int32), 1 / 50), *classifier("sum", 16),
+    ),
+    "groups in a concatenation": (
+        conv("a", "input", 3, 16), Site("s", ("a",)), conv("b", "s", 16, 5, 1, 3),
+        replace(conv("c", "s", 4, 8, 2, 3), groups=4), Concatenation("j", ("b", "c")), *classifier("j", 13),
     ),
     "a kernel that is not square": (
         replace(conv("a", "input", 3, 16), weight=conv("x", "x", 3, 16, 0, 5).weight[:, :, :3], padding=1),
@@ -193,6 +226,27 @@ def test_average_pool_of_codes_rounds_halves_up(ramp):
     for engine in twins.ENGINES.values():
         found = twins.engine_outputs(network, images, {}, engine)["g"]
         assert found.reshape(-1).tolist() == [1, 0]
+
+
+def test_average_pool_with_a_window_by_hand(ramp):
+    square = replace(ramp, input_shape=(1, 4, 5), nodes=(*ramp.nodes[:2], AveragePool("g", ("ramp",), 2, 2)))
+    images = np.full((1, 1, 4, 5), 128, np.uint8)
+    images[0, 0, :2, 0], images[0, 0, 2:, 2:4], images[0, 0, 3, 1] = 129, 130, 129
+    for engine in twins.ENGINES.values():
+        # Means of 1, 0, 1, 0; of 0; of 0, 0, 0, 1; of 2. The last column is left out.
+        assert twins.engine_outputs(square, images, {}, engine)["g"].tolist() == [[[[1, 0], [0, 2]]]]
+
+
+def test_scaled_addition_by_hand(ramp):
+    """Codes c, four times as coarse as the sum, and wide integers -c * 2**15: 3.5 c, halves rounded up, cut at 255."""
+    half = replace(ramp.by_name["conv"], name="half", weight=-ramp.by_name["conv"].weight, logits=True,
+                   relu=False, multiplier=np.full(1, 2**15, np.int32), inputs=("ramp",))  # fmt: skip
+    sum_ = ScaledAddition("sum", ("ramp", "half"), np.array([2**18, 1], np.int32), half.scale)
+    network = replace(ramp, nodes=(*ramp.nodes[:2], half, sum_))
+    images = np.array([128, 129, 130, 131, 200, 254, 255, 0], np.uint8).reshape(1, 1, 1, 8)
+    for engine in twins.ENGINES.values():
+        found = twins.engine_outputs(network, images, {}, engine)["sum"]
+        assert found.reshape(-1).tolist() == [0, 4, 7, 11, 252, 255, 255, 0]
 
 
 def test_rows_are_views_of_channels_last_memory():

@@ -30,9 +30,9 @@ def shipped(model: str, digits: data.Dataset, sites: str = "standard") -> Deploy
     return Deployment(network, configuration, *digits.load("validation", 16), split)
 
 
-@pytest.fixture(scope="module")
-def compact(digits, tmp_path_factory) -> tuple[Deployment, Path]:
-    made = shipped(COMPACT, digits, "all")
+@pytest.fixture(scope="module", params=[COMPACT, "resnet8"])
+def compact(request, digits, tmp_path_factory) -> tuple[Deployment, Path]:
+    made = shipped(request.param, digits, "all")
     return made, exports.written("c", made, tmp_path_factory.mktemp("c") / "compact")
 
 

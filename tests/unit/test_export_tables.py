@@ -90,6 +90,17 @@ def test_numbers_of_weighted_nodes(made, folder, arrays):
         assert (entry["name"], entry["scale"]) == (layer, made.network.scales[layer])
 
 
+def test_numbers_of_groups_and_scaled_additions(tmp_path):
+    made = exports.joined_deployment()
+    folder = exports.written("tables", made, tmp_path / "tables")
+    about = json.loads((folder / tables.TABLES).read_text())
+    assert {entry["name"]: entry["groups"] for entry in about["weighted"]} == {"a": 1, "b": 1, "deep": 9, "last": 1}
+    assert about["scaled_additions"] == [
+        {"name": "residual", "file": made.files["residual"], "inputs": ["all", "deep"], "output_scale": 1.0,
+         "multiplier": [2**15, 1]}
+    ]  # fmt: skip
+
+
 @given(taps())
 def test_thresholds_of_a_table(table):
     thresholds = tables.of_table(table)

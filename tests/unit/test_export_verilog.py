@@ -5,8 +5,10 @@ import re
 import numpy as np
 import pytest
 
+from approx_env import data
 from approx_env.export.deployment import Deployment
 from approx_env.export.formats import verilog
+from approx_env.int8.nodes import Convolution
 from approx_env.int8.sites import with_sites
 from approx_env.teachers import store
 from tests import exports
@@ -19,10 +21,14 @@ def simulated(folder) -> list[str]:
     return exports.run(exports.tool("vvp"), folder.parent / "testbench", folder=folder).splitlines()
 
 
+def shipped(model: str, digits: data.Dataset) -> Deployment:
+    network = with_sites(store.read(store.path_of(model, "digits")).network, "all")
+    return Deployment(network, exports.codes(network), *digits.load("validation", 16))
+
+
 @pytest.fixture(scope="module")
 def compact(digits) -> Deployment:
-    network = with_sites(store.read(store.path_of("squeezenet_compact", "digits")).network, "all")
-    return Deployment(network, exports.codes(network), *digits.load("validation", 16))
+    return shipped("squeezenet_compact", digits)
 
 
 def test_windows_by_hand(by_hand):
@@ -50,10 +56,19 @@ def test_windows_leave_padding_out(small):
     assert code == made.golden[node.name][0, 3, 0, 0]
 
 
+def test_windows_hold_the_channels_of_a_group():
+    weight = np.arange(8, dtype=np.int8).reshape(4, 2, 1, 1)
+    node = Convolution("c", ("s",), weight, None, None, True, 1.0, False, 1, 0, groups=2)
+    codes = np.arange(10, 14, dtype=np.uint8).reshape(4, 1, 1)
+    assert verilog._window(node, codes, (1, 0, 0)) == ([10, 11], [2, 3])
+    assert verilog._window(node, codes, (2, 0, 0)) == ([12, 13], [4, 5])
+
+
 @pytest.mark.slow
-def test_icarus_gives_every_code(compact, small, tmp_path):
+def test_icarus_gives_every_code(compact, small, digits, tmp_path):
     """Units on all codes and on real ones; the element down to the network's codes, and what it multiplies."""
-    for made in (compact, exports.deployment(small.network, small.images[:16])):
+    others = exports.deployment(small.network, small.images[:16]), shipped("resnet8", digits)
+    for made in (compact, *others, exports.joined_deployment()):
         folder = exports.written("verilog", made, tmp_path / made.network.model)
         lines = simulated(folder)
         readers = set(made.layer_of)
@@ -63,7 +78,8 @@ def test_icarus_gives_every_code(compact, small, tmp_path):
             count = 256 + int(np.prod(made.network.shapes[layer]))
             assert f"PASS tap_{made.files[layer]}: {count} checks" in lines
         for node in nodes:
-            assert f"PASS element_{made.files[node.name]}: {(2 if node.logits else 3) * 16} checks" in lines
+            windows = min(16, len(made.images))
+            assert f"PASS element_{made.files[node.name]}: {(2 if node.logits else 3) * windows} checks" in lines
 
 
 @pytest.mark.slow

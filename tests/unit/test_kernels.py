@@ -1,6 +1,9 @@
 import numpy as np
 from numba.core import caching
 
+
+import pytest
+
 from approx_env.engines.vector import kernels, simd
 
 
@@ -9,6 +12,14 @@ def test_tap():
     y = np.full_like(x, 99)
     kernels.tap(x, y, *(np.uint8(code) for code in (7, 14, 21, 28, 35)))
     assert y.tolist() == [0, 0, 14, 14, 28, 28, 36, 255]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int64])
+def test_scaled_additions_round_halves_up_and_cut(kind):
+    a, b = np.array([1, 1, 3, 200, 0], kind), np.array([0, -(2**15), 2**15, 60 * 2**16, -(2**40)])
+    y = np.empty(5, np.uint8)
+    kernels.add_scaled(a, b, y, 2**16, 1)
+    assert y.tolist() == [1, 1, 4, 255, 0]  # 1, 0.5, 3.5, 260 and below 0
 
 
 def test_max_pool_cuts_windows_at_the_border():

@@ -32,6 +32,14 @@ def parameters(module: nn.Module) -> int:
         ("alexnet", {}, 3_112_266),
         ("alexnet", {"batch_norm": False}, 3_112_266 - 2 * (64 + 192 + 384 + 256 + 256)),
         ("vgg16", {"batch_norm": False}, 14_719_818),
+        # MLPerf Tiny's 78,666 without the 480 moving averages that Keras counts
+        ("resnet8", {}, 78_666 - 480),
+        # He et al.: 0.27 M; here with biases, and 1x1 convolutions as shortcuts of stages 2 and 3
+        ("resnet20", {"batch_norm": False}, 448 + 6 * 2_320 + 4_640 + 5 * 9_248 + 18_496 + 5 * 36_928 + 544 + 2_112 + 650),
+        # conv1; 3x3 and bias of each depthwise channel; 1x1 with bias; the last layer
+        ("mobilenet", {"batch_norm": False}, 896 + 10 * 4_960 + sum(i * o + o for i, o in (
+            (32, 64), (64, 128), (128, 128), (128, 256), (256, 256), (256, 512), *[(512, 512)] * 5, (512, 1024),
+            (1024, 1024))) + 10_250),
     ],
 )  # fmt: skip
 def test_parameter_counts(name, options, count):
@@ -115,6 +123,37 @@ def test_alexnet_record_points():
         *(f"block_output.conv{i}" for i in range(1, 6)), "classifier.fc1.out", "classifier.fc2.out"
     ]  # fmt: skip
     assert model.attention == ("conv3", "conv4", "fc1")
+
+
+def test_record_points_of_networks_that_end_in_an_average_pool():
+    """It reads the last activation, and no multiplication does: that is no layer."""
+    resnet = models.outline("resnet8")
+    assert resnet.layers == {
+        "conv1": "block_output.conv1",
+        "block1_1_inner": "blocks.block1_1.inner", "block1_1": "block_output.block1_1",
+        "block2_1_inner": "blocks.block2_1.inner", "block2_1": "block_output.block2_1",
+        "block3_1_inner": "blocks.block3_1.inner",
+    }  # fmt: skip
+    assert resnet.attention == ("block1_1", "block2_1", "block3_1_inner")
+    mobilenet = models.outline("mobilenet")
+    pairs = [name for number in range(1, 14) for name in (f"depthwise{number}", f"pair{number}")]
+    assert list(mobilenet.layers) == ["conv1", *pairs[:-1]]
+    for module in (resnet, models.outline("resnet20"), mobilenet):
+        assert set(module.attention) < set(module.layers)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet20"])
+def test_shortcuts_are_convolutions_where_the_size_changes(name):
+    blocks = models.outline(name).blocks
+    changing = {block for block, part in blocks.items() if isinstance(getattr(part, "shortcut", None), nn.Conv2d)}
+    assert changing == {"block2_1", "block3_1"}
+
+
+def test_mobilenet_is_depthwise_and_1x1_by_turns():
+    convolutions = [module for module in models.outline("mobilenet").modules() if isinstance(module, nn.Conv2d)]
+    assert [conv.groups for conv in convolutions[1::2]] == [conv.in_channels for conv in convolutions[1::2]]
+    assert {(conv.groups, conv.kernel_size) for conv in convolutions[2::2]} == {(1, (1, 1))}
+    assert [conv.stride[0] for conv in convolutions[1::2]] == [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1]
 
 
 SHAPES = {

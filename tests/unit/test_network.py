@@ -5,7 +5,17 @@ import pytest
 
 from approx_env.int8 import quantize
 from approx_env.int8.network import Network, pool_first
-from approx_env.int8.nodes import Concatenation, Convolution, GlobalAveragePool, Linear, MaxPool, Site, Weighted
+from approx_env.int8.nodes import (
+    AveragePool,
+    Concatenation,
+    Convolution,
+    GlobalAveragePool,
+    Linear,
+    MaxPool,
+    ScaledAddition,
+    Site,
+    Weighted,
+)
 from approx_env.teachers import models
 
 # name: input channels, squeeze, expand on each side, positions
@@ -99,8 +109,8 @@ def convolution(name, source, inputs, outputs, kernel, stride=1, padding=0) -> C
     return Convolution(name, (source,), weight, zeros, zeros + 1, True, 0.5, False, stride, padding)
 
 
-def network_of(*nodes, shape=(3, 9, 6), attention=()) -> Network:
-    return Network("test", ("no", "yes"), shape, 1.0, 0, nodes, attention)
+def network_of(*nodes, shape=(3, 9, 6), attention=(), zero_point=0) -> Network:
+    return Network("test", ("no", "yes"), shape, 1.0, zero_point, nodes, attention)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +124,20 @@ def test_convolution_shape(kernel, stride, padding, sides):
 
 
 @pytest.mark.parametrize(
+    ("groups", "fault"),
+    [
+        (2, "must have groups that part its 3 output channels equally, got 2"),
+        (0, "must have groups that part its 3 output channels equally, got 0"),
+        (3, "has weights for 9 input channels and reads a tensor (3, 9, 6)"),
+    ],
+)
+def test_groups_part_the_channels(groups, fault):
+    with pytest.raises(ValueError) as caught:
+        network_of(replace(convolution("c", "input", 3, 3, 1), groups=groups), Site("s", ("c",)))
+    assert str(caught.value) == f"node 'c' {fault}"
+
+
+@pytest.mark.parametrize(
     ("kernel", "stride", "ceil", "sides"),
     [(2, 2, False, (4, 3)), (2, 2, True, (5, 3)), (3, 2, True, (4, 3)), (3, 2, False, (4, 2)),
      # A ceil-mode window must begin inside the input.
@@ -122,6 +146,13 @@ def test_convolution_shape(kernel, stride, padding, sides):
 def test_max_pool_shape(kernel, stride, ceil, sides):
     network = network_of(MaxPool("p", ("input",), kernel, stride, ceil), Site("s", ("p",)))
     assert network.shapes["p"] == (3, *sides)
+
+
+def test_average_pool_shape():
+    network = network_of(AveragePool("p", ("input",), 3, 2), Site("s", ("p",)))
+    assert network.shapes["p"] == (3, 4, 2)
+    with pytest.raises(ValueError, match="^node 'p' must have a window no larger than its input .3, 9, 6., got 7$"):
+        network_of(AveragePool("p", ("input",), 7, 7))
 
 
 def test_concatenation_and_average_pool_shapes():
@@ -228,6 +259,51 @@ def test_bounds_that_engines_rely_on(bound):
     with pytest.raises(ValueError) as caught:
         network_of(node, Site("s", ("c",)), shape=(2, 3, 3))
     assert str(caught.value) == f"node 'c' must have {bound}: quantise its module by approx_env.int8.quantize"
+
+
+def scaled(zero_point: int = 0, **changes) -> Network:
+    """A residual block: codes of scale 0.5 and wide integers are added."""
+    wide = replace(convolution("c", "s", 3, 3, 1), logits=True, relu=False, scale=0.25)
+    added = ScaledAddition("sum", ("s", "c"), np.array([2**18, 1], np.int32), 0.25)
+    first = replace(convolution("a", "input", 3, 3, 1), scale=1.0)
+    return network_of(first, Site("s", ("a",)), wide, replace(added, **changes), Site("t", ("sum",)), zero_point=zero_point)
+
+
+def test_a_scaled_addition_has_a_scale_of_its_own():
+    network = scaled()
+    assert network.scales == {"input": 1.0, "a": 1.0, "s": 1.0, "sum": 0.25, "t": 0.25}
+    assert network.shapes["sum"] == (3, 9, 6) and network.zero_point("t") == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"multiplier": np.array([2**18, 2], np.int32)}, "must add wide integers of its own scale, straight from a "
+         "weighted node, with multiplier 1"),
+        ({"scale": 0.5}, "must add wide integers of its own scale, straight from a weighted node, with multiplier 1"),
+        ({"multiplier": np.ones(2)}, "must have a multiplier of 2 int32"),
+        ({"multiplier": np.array([0, 1], np.int32)}, "must have multipliers in 1..16777215 and a positive, finite scale, "
+         "got [0, 1], 0.25"),
+        ({"scale": -1.0}, "must have multipliers in 1..16777215 and a positive, finite scale, got [262144, 1], -1.0"),
+        ({"inputs": ("s", "input")}, "must add tensors of one shape, whose zero points are 0"),
+        ({"inputs": ("s",)}, "must read 2 tensors, got 1"),
+    ],
+)  # fmt: skip
+def test_scaled_additions_that_would_be_wrong(changes, fault):
+    with pytest.raises(ValueError) as caught:
+        scaled(3, **changes)
+    assert str(caught.value) == f"node 'sum' {fault}"
+
+
+def test_only_an_addition_reads_wide_integers():
+    wide = replace(convolution("c", "s", 3, 3, 1), logits=True)
+    with pytest.raises(ValueError) as caught:
+        network_of(Site("s", ("input",)), wide, AveragePool("p", ("c",), 2, 2))
+    assert str(caught.value) == (
+        "node 'p' reads logits: only a global average pool, a flattening or a scaled addition may"
+    )
+    with pytest.raises(ValueError, match="^only one node may give logits, got 'c', 'd'$"):
+        network_of(Site("s", ("input",)), wide, replace(wide, name="d"))
 
 
 def test_weight_scales_follow_from_multipliers(by_hand):

@@ -19,7 +19,7 @@ def drafted(name: str, **options) -> quantize.Draft:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["squeezenet_compact", "squeezenet_complex_bypass", "alexnet"])
+@pytest.mark.parametrize("name", ["squeezenet_compact", "squeezenet_complex_bypass", "alexnet", "resnet8"])
 def test_it_computes_what_the_int8_network_computes(name):
     draft = drafted(name)
     pixels = data.standardise(IMAGES) if draft.header["standardised"] else IMAGES
@@ -61,6 +61,17 @@ def test_a_step_along_the_gradient_lowers_the_loss():
         optimizer.step()
         losses.append(loss.item())
     assert min(losses[-3:]) < 0.9 * losses[0]
+
+
+def test_trained_scales_stay_below_what_a_relu6_allows():
+    module = qat.FakeQuantised(drafted("mobilenet"))
+    with torch.no_grad():
+        for scale in module.log_scales.values():
+            scale += 10
+    scales = [scale for scale in module.draft().network().scales.values() if scale is not None]
+    assert max(scales[1:]) == 6 / 255  # the first is the input's
+    module(data.normalise(IMAGES)).square().sum().backward()
+    assert all(scale.grad.abs() > 0 for scale in module.log_scales.values())  # which would bring them back
 
 
 def test_trained_scales_stay_shared():

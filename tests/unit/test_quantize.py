@@ -12,12 +12,15 @@ from approx_env.engines.vector.engine import VectorEngine
 from approx_env.errors import InputError
 from approx_env.int8 import quantize
 from approx_env.int8.nodes import (
+    Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
     GlobalAveragePool,
     Linear,
     MaxPool,
+    ScaledAddition,
     Site,
     weight_pairs,
 )
@@ -169,6 +172,170 @@ def test_functions_and_methods_run_as_modules_do():
     assert (approximate - exact).abs().max() < 0.03 * exact.abs().max()
 
 
+class Called(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function, *arguments, **options):
+        super().__init__()
+        self.call = lambda x: function(x, *arguments, **options)
+
+    def forward(self, x):
+        return self.call(x)
+
+
+@pytest.mark.parametrize(
+    ("pool", "node", "side"),
+    [
+        (nn.AvgPool2d(3, 2), AveragePool, 3),
+        (Called(F.avg_pool2d, 3, stride=2), AveragePool, 3),
+        (Called(F.avg_pool2d, (2, 2)), AveragePool, 4),
+        (Called(F.max_pool2d, 2), MaxPool, 4),
+        (Called(F.max_pool2d, 3, 2, ceil_mode=True), MaxPool, 4),
+    ],
+)
+def test_pools_as_functions_and_as_modules(pool, node, side):
+    network = quantized(head(pool=pool))
+    (found,) = (each for each in network.nodes if isinstance(each, node))
+    assert network.shapes[found.name] == (4, side, side)
+
+
+@pytest.mark.parametrize("pool", [
+    nn.AdaptiveAvgPool2d(1), Called(F.adaptive_avg_pool2d, 1), Called(F.adaptive_avg_pool2d, (1, 1)),
+    Called(lambda x: x.mean((2, 3))), Called(lambda x: x.mean([-1, -2], keepdim=True)), Called(torch.mean, dim=(2, 3)),
+])  # fmt: skip
+def test_global_average_pools(pool):
+    module = chain(c=nn.Conv2d(3, 4, 1), r=nn.ReLU(), a=nn.Identity(), p=pool, f=nn.Flatten(), last=nn.Linear(4, 2))
+    assert [type(node) for node in quantized(module).nodes] == [Convolution, Site, GlobalAveragePool, Linear]
+
+
+# -- ReLU6
+
+
+def wide_range(relu: nn.Module) -> nn.Sequential:
+    """Activations of which many lie above 6."""
+    torch.manual_seed(0)
+    module = chain(c=nn.Conv2d(3, 4, 3), r=relu, a=nn.Identity(), p=nn.AdaptiveAvgPool2d(1), f=nn.Flatten(),
+                   last=nn.Linear(4, 2)).eval()  # fmt: skip
+    with torch.no_grad():
+        module.c.weight *= 20
+    return module
+
+
+@pytest.mark.parametrize("relu", [nn.ReLU6(), Called(F.relu6)])
+def test_code_255_of_a_relu6_is_at_most_6(relu):
+    module = wide_range(relu)
+    network = quantized(module)
+    assert 255 * network.scales["a"] <= 6 < 255 * quantized(wide_range(nn.ReLU())).scales["a"]
+    with torch.inference_mode():
+        exact = module(data.normalise(IMAGES))
+    assert (VectorEngine(network).forward(IMAGES) - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+def test_no_way_to_fit_a_scale_passes_the_limit_of_a_relu6():
+    network = quantize.quantize(
+        wide_range(nn.ReLU6()), IMAGES, model="m", classes=("0", "1"), layers={"a": "a"}, attention=(),
+        scale_of=lambda sample: 1.0,
+    )  # fmt: skip
+    assert network.scales["a"] == 6 / 255
+
+
+def test_concatenated_tensors_end_in_a_relu6_all_or_none():
+    class Both(Functional):
+        def forward(self, x):
+            both = torch.cat([F.relu6(self.left(x)), self.second(self.right(x))], 1)
+            return torch.flatten(self.pool(torch.relu(self.last(self.a(both)))), 1)
+
+    module = Both()
+    module.second = F.relu6
+    network = quantized(module)
+    assert network.scales["left"] == network.scales["right"] <= 6 / 255
+    module.second = F.relu
+    assert refusal(module) == (
+        "'left' ends in a ReLU6 and shares its scale with 'right', which does not: end both alike"
+    )
+
+
+def test_logits_have_no_relu6():
+    module = chain(c=nn.Conv2d(3, 4, 1), r=nn.ReLU(), a=nn.Identity(), last=nn.Conv2d(4, 2, 1), s=nn.ReLU6())
+    assert refusal(module) == "'last' gives the logits, which are not cut: a ReLU6 cannot follow it"
+
+
+# -- residual additions
+
+
+class Residual(nn.Module):
+    """A record point, a block around it as `join` has it, and a classifier."""
+
+    def __init__(self, join):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.norm, self.a, self.pool, self.last = nn.BatchNorm2d(4), nn.Identity(), nn.MaxPool2d(2), nn.Linear(4 * 9, 2)
+        self.join = join
+
+    def forward(self, x):
+        return self.last(torch.flatten(self.pool(self.join(self, self.a(torch.relu(self.first(x))))), 1))
+
+
+SIGNED = {
+    "identity": lambda m, x: torch.relu(m.norm(m.left(x)) + x),
+    "a convolution": lambda m, x: F.relu(torch.add(m.left(x), m.norm(m.right(x)))),
+    "a convolution with ReLU": lambda m, x: (m.right(x).relu() + m.norm(m.left(x))).relu(),
+    "ReLU6": lambda m, x: F.relu6(m.left(x) + F.relu6(m.right(x))),
+}
+
+
+@pytest.mark.parametrize("join", SIGNED)
+def test_residual_additions_follow_the_float_module(join):
+    module = Residual(SIGNED[join]).eval()
+    network = quantized(module)
+    (added,) = (node for node in network.nodes if isinstance(node, ScaledAddition))
+    for source, factor in zip(added.inputs, added.multiplier.tolist(), strict=True):
+        scale = network.scales.get(source)
+        assert factor == (1 if scale is None else round(scale / added.scale * 2**16))
+    wide = [node for node in network.nodes if isinstance(node, Convolution) and node.logits]
+    assert {node.name for node in wide} == set(added.inputs) - set(network.scales)
+    assert {node.scale for node in wide} == {added.scale}
+    with torch.inference_mode():
+        exact = module(data.normalise(IMAGES))
+    assert (VectorEngine(network).forward(IMAGES) - exact).abs().max() < 0.03 * exact.abs().max()
+
+
+def test_additions_of_codes_keep_one_scale_unless_a_relu6_ends_them():
+    plain = quantized(Residual(lambda m, x: torch.relu(x + torch.relu(m.left(x)))))
+    assert [node.name for node in plain.nodes if isinstance(node, Addition)] == ["add"]
+    for join in (lambda m, x: x + F.relu6(m.left(x)), lambda m, x: F.relu6(x + m.left(x).relu())):
+        network = quantized(Residual(join))
+        (added,) = (node for node in network.nodes if isinstance(node, ScaledAddition))
+        assert all(scale is not None for scale in map(network.scales.get, added.inputs))
+
+
+@pytest.mark.parametrize(
+    ("join", "told"),
+    [
+        (lambda m, x: m.left(x) + x, "'add' must be followed by a ReLU: its codes have no sign"),
+        (lambda m, x: torch.relu(m.pool(m.left(x)) + m.pool(x)), "'left' must be followed by a ReLU: its codes have no sign"),
+        (lambda m, x: torch.relu(m.left(x) + x) + m.right(x), "'add_1' must be followed by a ReLU: its codes have no sign"),
+        (lambda m, x: torch.relu((y := m.left(x)) + x) + torch.relu(y + m.right(x)),
+         "'left' must be followed by a ReLU, or read by one addition alone"),
+    ],
+)  # fmt: skip
+def test_additions_without_an_integer_form(join, told):
+    assert refusal(Residual(join)) == told
+
+
+def test_the_input_itself_is_not_added():
+    class Direct(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.a = nn.Conv2d(3, 3, 1), nn.Identity()
+
+        def forward(self, x):
+            return self.a(torch.relu(x + self.c(x)))
+
+    assert "the last weighted layer" in refusal(Direct())
+
+
 # -- refusals
 
 
@@ -182,7 +349,7 @@ def head(**parts: nn.Module) -> nn.Sequential:
     ("part", "name"),
     [
         (nn.Sigmoid(), "Sigmoid"),
-        (nn.AvgPool2d(2), "AvgPool2d"),
+        (nn.LPPool2d(2, 2), "LPPool2d"),
         (nn.ConvTranspose2d(4, 4, 1), "ConvTranspose2d"),
         (nn.AdaptiveAvgPool2d(2), "AdaptiveAvgPool2d"),
         (nn.GroupNorm(2, 4), "GroupNorm"),
@@ -193,12 +360,12 @@ def test_unsupported_modules_are_named(part, name):
 
 
 @pytest.mark.parametrize(
-    "options", [{"groups": 2}, {"dilation": 2}, {"stride": (1, 2)}, {"padding": (1, 0)}, {"padding": "same"},
+    "options", [{"dilation": 2}, {"stride": (1, 2)}, {"padding": (1, 0)}, {"padding": "same"},
                 {"padding": 1, "padding_mode": "reflect"}]
 )  # fmt: skip
 def test_unsupported_convolutions(options):
     assert refusal(head(odd=nn.Conv2d(4, 4, 3, **options))) == (
-        "'odd': convolutions must have one group, no dilation, equal strides and zero padding"
+        "'odd': convolutions must have no dilation, equal strides and zero padding"
     )
 
 
@@ -210,10 +377,33 @@ def test_unsupported_pools(options):
     )
 
 
+@pytest.mark.parametrize("options", [{"kernel_size": (2, 1)}, {"kernel_size": 3, "padding": 1},
+                                     {"kernel_size": 3, "ceil_mode": True}, {"kernel_size": 2, "divisor_override": 3}])  # fmt: skip
+def test_unsupported_average_pools(options):
+    message = "'{}': average pools must have square windows, no padding, no ceil_mode and no divisor_override"
+    assert refusal(head(odd=nn.AvgPool2d(**options))) == message.format("odd")
+    assert refusal(head(odd=Called(F.avg_pool2d, **options))) == message.format("avg_pool2d")
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (Called(torch.mean), "'mean' is a mean over None: only height and width (2, 3) can be"),
+        (Called(torch.mean, dim=1), "'mean' is a mean over 1: only height and width (2, 3) can be"),
+        (Called(torch.mean, dim=(1, 2)), "'mean' is a mean over (1, 2): only height and width (2, 3) can be"),
+        (Called(F.max_pool2d, 3, padding=1), "'max_pool2d': max pools must have square windows, no padding and no dilation"),
+    ],
+)  # fmt: skip
+def test_unsupported_functions(call, told):
+    assert refusal(head(odd=call)) == told
+
+
 def test_batch_norm_and_relu_must_follow_their_layer():
-    message = "'odd': {} must follow its convolution or linear layer directly"
-    assert refusal(head(odd=nn.BatchNorm2d(4))) == message.format("batch norm")
-    assert refusal(head(odd=nn.ReLU())) == message.format("ReLU")
+    assert refusal(head(odd=nn.BatchNorm2d(4))) == (
+        "'odd': batch norm must follow its convolution or linear layer directly"
+    )
+    for relu in (nn.ReLU(), nn.ReLU6()):
+        assert refusal(head(odd=relu)) == "'odd': ReLU must follow its convolution or linear layer or addition directly"
 
 
 def test_output_without_relu_has_no_sign():
@@ -222,7 +412,7 @@ def test_output_without_relu_has_no_sign():
 
 
 def test_functions_without_a_counterpart():
-    class Residual(nn.Module):
+    class Joined(nn.Module):
         def __init__(self, join):
             super().__init__()
             self.c, self.a, self.join = nn.Conv2d(3, 4, 1), nn.Identity(), join
@@ -231,9 +421,9 @@ def test_functions_without_a_counterpart():
             y = self.a(torch.relu(self.c(x)))
             return self.join(y, y)
 
-    assert refusal(Residual(lambda x, y: x + 1)) == "'add' must add two tensors"
-    assert refusal(Residual(lambda x, y: torch.add(x, y, alpha=2))) == "'add' must add two tensors"
-    assert refusal(Residual(lambda x, y: x.sigmoid())) == "'sigmoid' (call_method sigmoid) has no INT8 counterpart"
+    assert refusal(Joined(lambda x, y: x + 1)) == "'add' must add two tensors"
+    assert refusal(Joined(lambda x, y: torch.add(x, y, alpha=2))) == "'add' must add two tensors"
+    assert refusal(Joined(lambda x, y: x.sigmoid())) == "'sigmoid' (call_method sigmoid) has no INT8 counterpart"
 
 
 def test_concatenation_over_another_axis():
@@ -343,7 +533,9 @@ def test_relu_on_one_of_two_readers_is_refused():
             y = self.c(x)
             return torch.cat([self.a(torch.relu(self.same(y))), y], 1)
 
-    assert refusal(Branched()) == f"'{torch.relu}': ReLU must follow its convolution or linear layer directly"
+    assert refusal(Branched()) == (
+        f"'{torch.relu}': ReLU must follow its convolution or linear layer or addition directly"
+    )
 
 
 def test_flatten_first():

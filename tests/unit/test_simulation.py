@@ -77,16 +77,17 @@ def test_codes_have_the_gradients_of_what_they_make(dtype, held):
     assert of_codes.tolist() == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_convolutions_of_whole_numbers_have_torchs_gradients(bf16):
+@pytest.mark.parametrize(("bf16", "groups"), [(False, 1), (True, 1), (False, 4)])
+def test_convolutions_of_whole_numbers_have_torchs_gradients(bf16, groups):
     """In bf16 only what comes in is rounded, to 8 bits."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(0, 256, (2, 3, 8, 8), generator=generator).float().requires_grad_()
-    weight = torch.randint(-127, 128, (4, 3, 3, 3), generator=generator).float().requires_grad_()
+    x = torch.randint(0, 256, (2, 4, 8, 8), generator=generator).float().requires_grad_()
+    weight = torch.randint(-127, 128, (4, 4 // groups, 3, 3), generator=generator).float().requires_grad_()
     bias = torch.zeros(4, requires_grad=True)
     back = torch.randn((2, 4, 4, 4), generator=generator)
     results = []
-    for made in (Convolve.apply(x, weight, bias, (2, 2), (1, 1), bf16), F.conv2d(x, weight, bias, 2, 1)):
+    ours = Convolve.apply(x, weight, bias, (2, 2), (1, 1), groups, bf16)
+    for made in (ours, F.conv2d(x, weight, bias, 2, 1, groups=groups)):
         results.append([made, *torch.autograd.grad(made, (x, weight, bias), back)])
     assert torch.equal(results[0][0], results[1][0])
     for one, other in zip(*results, strict=True):

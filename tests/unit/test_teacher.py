@@ -201,7 +201,8 @@ def test_description_of_no_network(folder, spoil):
 
 def test_every_operation_can_be_stored():
     assert set(nodes.OPERATIONS) == {
-        "Convolution", "Linear", "MaxPool", "GlobalAveragePool", "Concatenation", "Addition", "Flatten", "Site"
+        "Convolution", "Linear", "MaxPool", "AveragePool", "GlobalAveragePool", "Concatenation", "Addition",
+        "ScaledAddition", "Flatten", "Site"
     }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from approx_env.engines.base import Engine, in_order, order
-from approx_env.engines.vector import convolution, kernels, simd
+from approx_env.engines.vector import convolution, grouped, kernels, simd
 from approx_env.errors import InputError
 from approx_env.int8 import cost
 from approx_env.int8.network import Network
@@ -41,11 +41,17 @@ class VectorEngine(Engine):
             raise InputError("--engine vector needs an x86 CPU with AVX2, which this one is not: use --engine portable")
         super().__init__(network, readers, observed)
         self._packed = {
-            node.name: convolution.kind_of(node)(node, network.zero_point(node.inputs[0]), instructions or there[0])
+            node.name: self._pack(node, instructions or there[0])
             for node in network.nodes
             if isinstance(node, Weighted)
         }
         self._slices = self._find_slices()
+
+    def _pack(self, node: Weighted, instructions: str) -> convolution.Packed | grouped.Grouped:
+        zero_point = self.network.zero_point(node.inputs[0])
+        if node.groups > 1:
+            return grouped.Grouped(node, zero_point)
+        return convolution.kind_of(node)(node, zero_point, instructions)
 
     def _input(self, images: torch.Tensor) -> torch.Tensor:
         return images.contiguous(memory_format=torch.channels_last)
@@ -78,6 +84,13 @@ class VectorEngine(Engine):
         a, b = in_order(a), in_order(b)
         y = torch.empty_like(a)
         kernels.add(rows(a).reshape(-1), rows(b).reshape(-1), rows(y).reshape(-1))
+        return y
+
+    def _add_scaled(self, a: torch.Tensor, b: torch.Tensor, multiplier: np.ndarray) -> torch.Tensor:
+        a, b = in_order(a), in_order(b)
+        y = torch.empty_like(a, dtype=torch.uint8)
+        flat = (rows(x).reshape(-1) for x in (a, b, y))
+        kernels.add_scaled(*flat, *multiplier.astype(np.int64))
         return y
 
     def _tap(self, x, images, codes, weights, counts, attention):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from approx_env.engines.vector import simd
+from approx_env.int8.nodes import HALF, SHIFT
 
 _compiled = simd.compiled
 
@@ -50,6 +51,14 @@ def add(a, b, y):
     for i in range(a.size):
         total = np.uint8(a[i] + b[i])
         y[i] = total if total >= a[i] else np.uint8(255)
+
+
+@_compiled
+def add_scaled(a, b, y, first, second):
+    """Writes codes of `a * first + b * second` into `y (n,) uint8`; `a` and `b` are uint8 or int64, factors int64."""
+    for i in range(a.size):
+        code = (np.int64(a[i]) * first + np.int64(b[i]) * second + HALF) >> SHIFT
+        y[i] = min(max(code, 0), 255)
 
 
 @_compiled

@@ -17,12 +17,14 @@ from approx_env.int8.network import Network
 from approx_env.int8.nodes import (
     INPUT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
     GlobalAveragePool,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -30,7 +32,10 @@ from approx_env.int8.nodes import (
 SOURCES = Path(__file__).parents[1] / "sources"
 COPIED = ("network.c", "main.c")
 NUMBERS_A_LINE = 24
-KINDS = {MaxPool: "MAX_POOL", GlobalAveragePool: "AVERAGE", Flatten: "FLATTEN", Addition: "ADDITION", Site: "TABLE"}
+KINDS = {
+    MaxPool: "MAX_POOL", AveragePool: "AVERAGE", GlobalAveragePool: "AVERAGE", Flatten: "FLATTEN",
+    Addition: "ADDITION", ScaledAddition: "SCALED_ADDITION", Site: "TABLE",
+}  # fmt: skip
 TYPES = {"int8": "int8_t", "int32": "int32_t", "uint8": "uint8_t"}
 COMPILE = "cc -std=c99 -O3 network.c main.c -o ../network -lm"
 
@@ -46,10 +51,11 @@ def write(deployment: Deployment, folder: Path) -> dict[str, Any]:
     if deployment.split:
         _write_images(folder, deployment.split.name, deployment.split.images, deployment.split.labels)
     weighted = [node for node in deployment.network.nodes if isinstance(node, Weighted)]
+    additions = sum(node.multiplier.nbytes for node in deployment.network.nodes if isinstance(node, ScaledAddition))
     return {
         "compile": COMPILE,
         "weights_bytes": sum(node.weight.nbytes for node in weighted),
-        "biases_and_multipliers_bytes": sum(node.bias.nbytes + node.multiplier.nbytes for node in weighted),
+        "biases_and_multipliers_bytes": sum(node.bias.nbytes + node.multiplier.nbytes for node in weighted) + additions,
         "tables_bytes": 256 * len(deployment.sites),
         "buffers_bytes": plan.codes + 8 * plan.values + 4 * _channels(deployment.network),
     }
@@ -145,9 +151,12 @@ def _arrays(deployment: Deployment, node: Node) -> Iterator[str]:
     name = deployment.files[node.name]
     if isinstance(node, Site):
         yield _array(f"table_{name}", deployment.table(node.name))
+    if isinstance(node, ScaledAddition):
+        yield _array(f"multiplier_{name}", node.multiplier)
     if isinstance(node, Weighted):
         weight = node.weight if isinstance(node, Convolution) else node.weight[:, :, None, None]
-        yield _array(f"weight_{name}", weight.transpose(2, 3, 1, 0))
+        grouped = weight.reshape(node.groups, -1, *weight.shape[1:])  # (group, out, in, height, width)
+        yield _array(f"weight_{name}", grouped.transpose(3, 4, 0, 2, 1))
         yield _array(f"bias_{name}", node.bias)
         yield _array(f"multiplier_{name}", node.multiplier)
 
@@ -169,7 +178,7 @@ def _steps(deployment: Deployment, plan: Plan) -> Iterator[str]:
         }  # fmt: skip
         first = 0
         for position, source in enumerate(node.inputs):
-            if isinstance(node, Addition) and position:
+            if isinstance(node, Addition | ScaledAddition) and position:
                 continue
             reads = _spatial(network.shapes[source])
             fields |= {"from": plan.places[source], "in": _shape(reads)} | _of_kind(deployment, node, plan)
@@ -189,10 +198,17 @@ def _of_kind(deployment: Deployment, node: Node, plan: Plan) -> dict[str, Any]:
     match node:
         case Weighted():
             return _of_weights(deployment, node)
-        case MaxPool():
+        case GlobalAveragePool():
+            _, height, width = deployment.network.shapes[node.inputs[0]]
+            return kind | {"kernel_height": height, "kernel_width": width, "stride": 1}
+        case MaxPool() | AveragePool():
             return kind | {"kernel_height": node.kernel, "kernel_width": node.kernel, "stride": node.stride}
         case Addition():
             return kind | {"other": plan.places[node.inputs[1]]}
+        case ScaledAddition():
+            wide = (int(source not in deployment.network.scales) for source in node.inputs)
+            own = {"other": plan.places[node.inputs[1]], "wide": next(wide), "other_wide": next(wide)}
+            return kind | own | {"multiplier": f"multiplier_{name}"}
         case Site():
             return kind | {"table": f"table_{name}"}
     return kind
@@ -203,6 +219,7 @@ def _of_weights(deployment: Deployment, node: Weighted) -> dict[str, Any]:
     height, width = node.weight.shape[2:] if isinstance(node, Convolution) else (1, 1)
     fields = {
         "kind": "WEIGHTED", "kernel_height": height, "kernel_width": width, "stride": 1, "relu": int(node.relu),
+        "groups": node.groups,
         "zero": deployment.network.zero_point(source), "weight": f"weight_{name}", "bias": f"bias_{name}",
         "multiplier": f"multiplier_{name}",
     }  # fmt: skip

@@ -24,6 +24,7 @@ from approx_env.int8.nodes import (
     INPUT,
     SHIFT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
@@ -31,6 +32,7 @@ from approx_env.int8.nodes import (
     Linear,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -101,8 +103,12 @@ class _Writer:
                 total = self._add("Add", wide, f"{name}_sum")
                 cut = self._add("Min", [total, self._constant(f"{name}_highest", np.int32(255))], f"{name}_cut")
                 self._cast(cut, TensorProto.UINT8, name)
+            case ScaledAddition():
+                self._add_scaled(node, inputs, name)
             case Flatten():
                 self._add("Flatten", inputs, name)
+            case AveragePool():
+                self._average_pool(node, inputs[0], name)
             case GlobalAveragePool():
                 self._average(node, inputs[0], name)
             case Site():
@@ -110,6 +116,13 @@ class _Writer:
                 self._add("Gather", [table, self._cast(inputs[0], TensorProto.INT32, f"{name}_index")], name, axis=0)
             case _:
                 raise NotImplementedError(type(node).__name__)
+
+    def _add_scaled(self, node: ScaledAddition, inputs: list[str], name: str) -> None:
+        products = []
+        for k, (source, factor) in enumerate(zip(inputs, node.multiplier, strict=True)):
+            wide = self._cast(source, TensorProto.INT64, f"{name}_wide_{k}")
+            products.append(self._add("Mul", [wide, self._integer(name, f"multiplier_{k}", factor)], f"{name}_{k}"))
+        self._requantised(self._add("Add", products, f"{name}_sum"), name)
 
     def _weighted(self, node: Weighted, codes: str, name: str) -> None:
         axes = (-1, *[1] * (node.weight.ndim - 2))
@@ -119,7 +132,7 @@ class _Writer:
             self._constant(f"{name}_weight_zero", np.uint8(WEIGHT_ZERO)),
         ]
         if isinstance(node, Convolution):
-            geometry = {"strides": [node.stride] * 2, "pads": [node.padding] * 4}
+            geometry = {"strides": [node.stride] * 2, "pads": [node.padding] * 4, "group": node.groups}
             inputs = [codes, self._constant(f"{name}_weight", weight), *zeros]
             total = self._add("ConvInteger", inputs, f"{name}_products", **geometry)
         else:
@@ -150,6 +163,13 @@ class _Writer:
         ends = [max(0, (count - 1) * node.stride + node.kernel - side) for side, count in sides]
         return {"kernel_shape": [node.kernel] * 2, "strides": [node.stride] * 2, "pads": [0, 0, *ends]}
 
+    def _average_pool(self, node: AveragePool, source: str, name: str) -> None:
+        """A depthwise convolution by ones gives each window's sum as an integer, which AveragePool does not."""
+        channels, places = self._network.shapes[node.name][0], node.kernel**2
+        ones = self._constant(f"{name}_ones", np.ones((channels, 1, node.kernel, node.kernel), np.uint8))
+        total = self._add("ConvInteger", [source, ones], f"{name}_total", strides=[node.stride] * 2, group=channels)
+        self._mean(self._cast(total, TensorProto.INT64, f"{name}_wide"), places, name)
+
     def _average(self, node: GlobalAveragePool, source: str, name: str) -> None:
         axes = self._constant(f"{name}_axes", np.array(SPACE))
         if node.name not in self._network.scales:
@@ -157,7 +177,10 @@ class _Writer:
             return
         places = int(np.prod(self._network.shapes[node.inputs[0]][1:]))
         wide = self._cast(source, TensorProto.INT64, f"{name}_wide")
-        total = self._add("ReduceSum", [wide, axes], f"{name}_total", keepdims=0)
+        self._mean(self._add("ReduceSum", [wide, axes], f"{name}_total", keepdims=0), places, name)
+
+    def _mean(self, total: str, places: int, name: str) -> None:
+        """The mean of codes, halves rounded up, of their sum in int64."""
         rounded = self._add("Add", [total, self._integer(name, "half", places // 2)], f"{name}_rounded")
         mean = self._add("Div", [rounded, self._integer(name, "places", places)], f"{name}_mean")
         self._cast(mean, TensorProto.UINT8, name)

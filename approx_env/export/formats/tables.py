@@ -15,7 +15,7 @@ import numpy as np
 
 from approx_env.export.deployment import Deployment
 from approx_env.int8.network import Network
-from approx_env.int8.nodes import HALF, SHIFT, Concatenation, MaxPool, Site, Weighted
+from approx_env.int8.nodes import HALF, SHIFT, Concatenation, MaxPool, ScaledAddition, Site, Weighted
 from approx_env.tap import CODE_COUNT, WITH_TMAX
 
 ARRAYS, TABLES = "tables.npz", "tables.json"
@@ -28,7 +28,7 @@ def write(deployment: Deployment, folder: Path) -> dict[str, Any]:
     """Writes the tables; reports how many there are."""
     network, files = deployment.network, deployment.files
     arrays: dict[str, np.ndarray] = {}
-    layers, weighted = [], []
+    layers, weighted, additions = [], [], []
     for node in network.nodes:
         file = files[node.name]
         if isinstance(node, Site):
@@ -44,8 +44,10 @@ def write(deployment: Deployment, folder: Path) -> dict[str, Any]:
                 arrays[f"{file}.{name}"] = array
             arrays |= {f"{file}.{name}": array for name, array in _thresholds(deployment, node).items()}
             weighted.append(_weighted(network, node, file))
+        elif isinstance(node, ScaledAddition):
+            additions.append(_addition(node, file))
     np.savez_compressed(folder / ARRAYS, **arrays)
-    about = {"shift": SHIFT, "layers": layers, "weighted": weighted}
+    about = {"shift": SHIFT, "layers": layers, "weighted": weighted, "scaled_additions": additions}
     (folder / TABLES).write_text(json.dumps(about, indent=1) + "\n")
     return {"layers": len(layers), "weighted_nodes": len(weighted), "arrays": len(arrays)}
 
@@ -127,7 +129,13 @@ def _weighted(network: Network, node: Weighted, file: str) -> dict[str, Any]:
         "logits": node.logits,
         "relu": node.relu,
         "weight_shape": list(node.weight.shape),
+        "groups": node.groups,
         "weight_scale": network.weight_scale(node).tolist(),
         "multiplier": node.multiplier.tolist(),
         "bias": node.bias.tolist(),
     }
+
+
+def _addition(node: ScaledAddition, file: str) -> dict[str, Any]:
+    own = {"name": node.name, "file": file, "inputs": list(node.inputs)}
+    return own | {"output_scale": node.scale, "multiplier": node.multiplier.tolist()}

@@ -131,11 +131,12 @@ def _window(node: Weighted, codes: np.ndarray, place: tuple[int, ...]) -> tuple[
     """The codes that an output at `place` reads, and the weights that they meet; none of padding."""
     if not isinstance(node, Convolution):
         return codes.tolist(), node.weight[place[0]].tolist()
-    pairs = []
+    pairs, channels = [], node.weight.shape[1]
+    first = place[0] // (len(node.weight) // node.groups) * channels  # of the output's group
     for ky, kx in np.ndindex(node.weight.shape[2:]):
         y, x = place[1] * node.stride - node.padding + ky, place[2] * node.stride - node.padding + kx
         if 0 <= y < codes.shape[1] and 0 <= x < codes.shape[2]:
-            pairs.append((codes[:, y, x], node.weight[place[0], :, ky, kx]))
+            pairs.append((codes[first : first + channels, y, x], node.weight[place[0], :, ky, kx]))
     read, met = (np.concatenate(part).tolist() for part in zip(*pairs, strict=True))
     return read, met
 

@@ -20,14 +20,17 @@ struct shape {
     int channels, height, width;
 };
 
-/* What one step computes. `from`, `other` and `to` are places in the buffer of codes, or of logits. */
+/* What one step computes. `from`, `other` and `to` are places in the buffer of codes, or of values: logits, and what is
+ * added before it becomes codes. */
 struct step {
-    enum { WEIGHTED, MAX_POOL, AVERAGE, FLATTEN, COPY, ADDITION, TABLE } kind;
+    enum { WEIGHTED, MAX_POOL, AVERAGE, FLATTEN, COPY, ADDITION, SCALED_ADDITION, TABLE } kind;
     size_t from, other, to, size; /* size of the output */
     struct shape in, out;
     int last;   /* of the steps that make one tensor */
-    int logits; /* whether the output is logits */
+    int logits; /* whether the output is values */
+    int wide, other_wide; /* whether what is added is values */
     int kernel_height, kernel_width, stride, padding, first;
+    int groups;     /* of channels: an output reads the inputs of its own group */
     int zero, relu; /* the input's code of 0.0 */
     int layer;      /* whose codes are multiplied; NETWORK_LAYERS: none's */
     uint8_t v1, v2; /* of that layer */

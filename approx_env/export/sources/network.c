@@ -1,8 +1,8 @@
 /* Runs the INT8 network whose numbers are in network.h. ISO C99, integers only; a network that standardises its images
  * takes sqrt besides.
  *
- * Tensors of codes lie as (height, width, channel); a row of weights, one for each output channel, goes with one input
- * code. With NETWORK_SHARED, products are computed as TAP allows: a code 0 is skipped, weights that meet v1 or v2 are
+ * Tensors of codes lie as (height, width, channel); a row of weights, one for each output channel of a group, goes with
+ * one input code. With NETWORK_SHARED, products are computed as TAP allows: a code 0 is skipped, weights that meet v1 or v2 are
  * added up first and multiplied once, and only exact codes are multiplied one by one. The bits are the same. What is
  * executed is counted.
  */
@@ -37,10 +37,10 @@ static void multiply(int32_t *total, const int8_t *weight, int channels, int32_t
         total[o] += weight[o] * value;
 }
 
-/* Adds the products of one input code with a row of weights. */
-static void accumulate(const struct step *s, int32_t code, const int8_t *weight)
+/* Adds the products of one input code with a row of weights, to the sums from `first` on. */
+static void accumulate(const struct step *s, int32_t code, const int8_t *weight, int first)
 {
-    int channels = s->out.channels;
+    int channels = s->out.channels / s->groups;
 #ifdef NETWORK_SHARED
     struct network_count *count = &network_counts[s->layer];
     if (s->layer < NETWORK_LAYERS) {
@@ -50,20 +50,20 @@ static void accumulate(const struct step *s, int32_t code, const int8_t *weight)
         }
         if (code == s->v1 || code == s->v2) {
             *(code == s->v1 ? &count->v1 : &count->v2) += (uint64_t)channels;
-            add(code == s->v1 ? with_v1 : with_v2, weight, channels);
+            add((code == s->v1 ? with_v1 : with_v2) + first, weight, channels);
             return;
         }
     }
     count->exact += (uint64_t)channels;
     count->executed += (uint64_t)channels;
 #endif
-    multiply(sums, weight, channels, code - s->zero);
+    multiply(sums + first, weight, channels, code - s->zero);
 }
 
 /* The sums of products at one place, with the bias. */
 static void window(const struct step *s, const uint8_t *in, int top, int left)
 {
-    int channels = s->out.channels;
+    int channels = s->out.channels, row = channels / s->groups, fed = s->in.channels / s->groups;
     memcpy(sums, s->bias, (size_t)channels * sizeof *sums);
 #ifdef NETWORK_SHARED
     memset(with_v1, 0, (size_t)channels * sizeof *with_v1);
@@ -76,9 +76,9 @@ static void window(const struct step *s, const uint8_t *in, int top, int left)
                 continue; /* padding is 0.0 */
             const uint8_t *code = in + (size_t)(y * s->in.width + x) * (size_t)s->in.channels;
             const int8_t *weight =
-                s->weight + (size_t)(ky * s->kernel_width + kx) * (size_t)s->in.channels * (size_t)channels;
-            for (int i = 0; i < s->in.channels; i++, weight += channels)
-                accumulate(s, code[i], weight);
+                s->weight + (size_t)(ky * s->kernel_width + kx) * (size_t)s->in.channels * (size_t)row;
+            for (int i = 0; i < s->in.channels; i++, weight += row)
+                accumulate(s, code[i], weight, i / fed * row);
         }
 #ifdef NETWORK_SHARED
     if (s->layer < NETWORK_LAYERS) {
@@ -87,6 +87,13 @@ static void window(const struct step *s, const uint8_t *in, int top, int left)
         network_counts[s->layer].executed += 2 * (uint64_t)channels;
     }
 #endif
+}
+
+/* The code of an integer in units of 1 / 2^16. */
+static uint8_t requantised(int64_t value)
+{
+    value = value < -HALF ? 0 : (value + HALF) >> 16;
+    return (uint8_t)(value > 255 ? 255 : value);
 }
 
 static void weighted(const struct step *s)
@@ -98,12 +105,10 @@ static void weighted(const struct step *s)
             window(s, codes + s->from, y * s->stride - s->padding, x * s->stride - s->padding);
             for (int o = 0; o < channels; o++) {
                 int64_t value = (int64_t)sums[o] * s->multiplier[o];
-                if (s->logits) {
+                if (s->logits)
                     values[place + (size_t)o] = s->relu && value < 0 ? 0 : value;
-                } else {
-                    value = value < -HALF ? 0 : (value + HALF) >> 16;
-                    codes[place + (size_t)o] = (uint8_t)(value > 255 ? 255 : value);
-                }
+                else
+                    codes[place + (size_t)o] = requantised(value);
             }
         }
 }
@@ -125,21 +130,31 @@ static void max_pool(const struct step *s)
         }
 }
 
-/* The mean of codes over space, halves rounded up; the sum of logits. */
-static void average(const struct step *s)
+/* The mean of a window of codes, halves rounded up; the sum of logits. */
+static void mean(const struct step *s, int top, int left, size_t to)
 {
-    int places = s->in.height * s->in.width, channels = s->in.channels;
+    int places = s->kernel_height * s->kernel_width, channels = s->in.channels;
     for (int c = 0; c < channels; c++) {
         int64_t total = 0;
-        for (int p = 0; p < places; p++) {
-            size_t place = s->from + (size_t)p * (size_t)channels + (size_t)c;
-            total += s->logits ? values[place] : codes[place];
-        }
+        for (int y = top; y < top + s->kernel_height; y++)
+            for (int x = left; x < left + s->kernel_width; x++) {
+                size_t place = s->from + (size_t)(y * s->in.width + x) * (size_t)channels + (size_t)c;
+                total += s->logits ? values[place] : codes[place];
+            }
         if (s->logits)
-            values[s->to + (size_t)c] = total;
+            values[to + (size_t)c] = total;
         else
-            codes[s->to + (size_t)c] = (uint8_t)((total + places / 2) / places);
+            codes[to + (size_t)c] = (uint8_t)((total + places / 2) / places);
     }
+}
+
+/* A window is the whole input where the pool is global. */
+static void average(const struct step *s)
+{
+    size_t to = s->to;
+    for (int y = 0; y < s->out.height; y++)
+        for (int x = 0; x < s->out.width; x++, to += (size_t)s->out.channels)
+            mean(s, y * s->stride, x * s->stride, to);
 }
 
 /* (height, width, channel) to (channel, height, width). */
@@ -171,6 +186,16 @@ static void addition(const struct step *s)
     for (size_t k = 0; k < s->size; k++) {
         int sum = codes[s->from + k] + codes[s->other + k];
         codes[s->to + k] = (uint8_t)(sum > 255 ? 255 : sum);
+    }
+}
+
+/* Of codes of two scales, or of values, which have their multiplier in them. */
+static void scaled_addition(const struct step *s)
+{
+    for (size_t k = 0; k < s->size; k++) {
+        int64_t a = s->wide ? values[s->from + k] : codes[s->from + k];
+        int64_t b = s->other_wide ? values[s->other + k] : codes[s->other + k];
+        codes[s->to + k] = requantised(a * s->multiplier[0] + b * s->multiplier[1]);
     }
 }
 
@@ -224,6 +249,7 @@ void network_run(const uint8_t *image, int64_t *logits, network_observer *seen)
         case FLATTEN: flatten(s); break;
         case COPY: copy(s); break;
         case ADDITION: addition(s); break;
+        case SCALED_ADDITION: scaled_addition(s); break;
         case TABLE: look_up(s); break;
         }
         if (seen && s->last)

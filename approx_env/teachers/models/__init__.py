@@ -1,4 +1,4 @@
-"""The float networks by name: the SqueezeNet family, AlexNet and VGG16, a file a family."""
+"""The float networks by name: the SqueezeNet family, AlexNet, VGG16, ResNets and MobileNet, a file a family."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from approx_env.errors import InputError
 from approx_env.teachers.models.alexnet import AlexNet
 from approx_env.teachers.models.blocks import Blocks
+from approx_env.teachers.models.mobilenet import MobileNet
+from approx_env.teachers.models.resnet import ResNet
 from approx_env.teachers.models.squeezenet import SqueezeNet
 from approx_env.teachers.models.vgg import VGG16
 
@@ -22,6 +24,9 @@ MODELS: dict[str, Callable[..., Blocks]] = {
     "squeezenet_v1_1": partial(SqueezeNet, layout="v1.1"),
     "alexnet": AlexNet,
     "vgg16": VGG16,
+    "resnet8": ResNet,
+    "resnet20": partial(ResNet, blocks=3),
+    "mobilenet": MobileNet,
 }
 
 

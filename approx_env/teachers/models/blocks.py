@@ -23,7 +23,9 @@ class Blocks(nn.Module):
     standardised = False
     resizable = False
 
-    def __init__(self, blocks: Mapping[str, nn.Module], pool: nn.MaxPool2d, pool_after: tuple[str, ...]):
+    def __init__(
+        self, blocks: Mapping[str, nn.Module], pool: nn.MaxPool2d | None = None, pool_after: tuple[str, ...] = ()
+    ):
         super().__init__()
         self.blocks = nn.ModuleDict(blocks)
         self.block_output = nn.ModuleDict({name: nn.Identity() for name in blocks})
@@ -41,11 +43,20 @@ class Blocks(nn.Module):
 
 
 def conv_block(
-    inputs: int, outputs: int, kernel: int, *, batch_norm: bool, stride: int = 1, padding: int | None = None
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    *,
+    batch_norm: bool,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    relu: type[nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
-    """Convolution ('same' padding unless told), batch norm where asked for, ReLU."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2 if padding is None else padding)
-    return nn.Sequential(conv, *([nn.BatchNorm2d(outputs)] if batch_norm else []), nn.ReLU(inplace=True))
+    """Convolution ('same' padding unless told), batch norm where asked for, ReLU or ReLU6."""
+    padding = kernel // 2 if padding is None else padding
+    conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups)
+    return nn.Sequential(conv, *([nn.BatchNorm2d(outputs)] if batch_norm else []), relu(inplace=True))
 
 
 def initialise(model: nn.Module) -> None:
