@@ -45,9 +45,37 @@ class Ranked(Printed):
     limit: int = integer(10, "print the first N of them", 1)
 
 
+@dataclass(frozen=True)
+class ToFile:
+    """The options of `export-optuna`."""
+
+    output: str | None = option(None, "file to make", metavar="FILE")
+    force: bool = switch(False, "replace the file if it is there")
+
+
+@dataclass(frozen=True)
+class ToFolder:
+    """The options of `export-tensorboard`."""
+
+    output: str | None = option(None, "folder to make", metavar="DIR")
+
+
+@dataclass(frozen=True)
+class ToServer:
+    """The options of `export-mlflow`."""
+
+    tracking: str | None = option(
+        None, "where MLflow keeps runs: sqlite:///FILE.db, or http://HOST:PORT", metavar="URI"
+    )
+
+
 def _list(places: Sequence[str], settings: Listed) -> None:
-    found = [each for each in summary.summaries(settings.results)
-             if settings.model in (None, each["model"]) and settings.algorithm in (None, each["algorithm"])]  # fmt: skip
+    wanted = {"model": settings.model, "algorithm": settings.algorithm}
+    found = [
+        each
+        for each in summary.summaries(settings.results)
+        if all(value in (None, each[name]) for name, value in wanted.items())
+    ]
     known = [each for each in found if each[settings.sort] is not None]
     known.sort(key=lambda each: each[settings.sort], reverse=summary.COLUMNS[settings.sort])
     ordered = [*known, *(each for each in found if each[settings.sort] is None)]
@@ -108,7 +136,30 @@ def _compare(places: Sequence[str], settings: Printed) -> None:
     listing.print_table(lines, heads)
 
 
-def _print(records: Sequence[listing.Record], settings: Printed, columns: list[str], hidden: Sequence[str] = ()) -> None:
+def _export_optuna(places: Sequence[str], settings: ToFile) -> None:
+    from search.results import study
+
+    count = study.export(places[0], settings.output, force=settings.force)
+    print(f"{count} trials in {settings.output}: optuna-dashboard {settings.output} shows them")
+
+
+def _export_tensorboard(places: Sequence[str], settings: ToFolder) -> None:
+    from search.results import curves
+
+    count = curves.to_tensorboard(places[0], settings.output)
+    print(f"{count} points in {settings.output}: tensorboard --logdir {settings.output} shows them")
+
+
+def _export_mlflow(places: Sequence[str], settings: ToServer) -> None:
+    from search.results import mlflow_runs
+
+    count = mlflow_runs.export(places[0], settings.tracking)
+    print(f"{count} points in experiment {mlflow_runs.EXPERIMENT} of {settings.tracking}")
+
+
+def _print(
+    records: Sequence[listing.Record], settings: Printed, columns: list[str], hidden: Sequence[str] = ()
+) -> None:
     """Prints records; a table leaves the `hidden` columns out."""
     if settings.json:
         listing.print_json(records)
@@ -132,18 +183,24 @@ COMMANDS = {
     "show": Command(_show, Printed, "RUN", "prints what a run is, its searches, and the codes that it chose"),
     "top": Command(_top, Ranked, "RUN", "prints the best distinct configurations of a run"),
     "compare": Command(_compare, Printed, "RUN RUN...", "prints runs side by side, with the options that differ"),
+    "export-optuna": Command(_export_optuna, ToFile, "RUN", "writes a run as an Optuna study, in a journal file"),
+    "export-tensorboard": Command(_export_tensorboard, ToFolder, "RUN", "writes the curves of a run for TensorBoard"),
+    "export-mlflow": Command(_export_mlflow, ToServer, "RUN", "writes options and curves of a run to MLflow"),
 }
 
 
 def _contradictions(settings: Any, given: set[str]) -> Iterator[tuple[set[str], str]]:
     if isinstance(settings, Printed) and settings.json and settings.csv:
         yield {"json", "csv"}, "--json and --csv are two ways to print: leave one out"
+    for name in ("output", "tracking"):
+        if getattr(settings, name, "") is None:
+            yield {name}, f"{options.flag(name)} must say where to: it has no default"
 
 
 def _usage() -> str:
-    lines = [f"usage: {PROGRAM} COMMAND [RUN...] [OPTIONS]", "",
-             "A run is a folder that search.run wrote, or s3://bucket/path. Each COMMAND has a --help.", ""]  # fmt: skip
-    return "\n".join([*lines, *(f"  {name:20} {command.help}" for name, command in COMMANDS.items())])
+    told = "A run is a folder that search.run wrote, or s3://bucket/path. COMMAND --help tells the options of each."
+    commands = "\n".join(f"  {name:20} {command.help}" for name, command in COMMANDS.items())
+    return f"usage: {PROGRAM} COMMAND [RUN...] [OPTIONS]\n\n{told}\n\n{commands}"
 
 
 def _run(argv: list[str] | None) -> None:

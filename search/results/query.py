@@ -39,8 +39,9 @@ class Rows:
             scheme = f"{files.fs.type_name}://"
         episodes = folder / store.EPISODES
         self._parts = [f"{scheme}{episodes.path}/{name}" for name in store.part_names(folder)]
-        if self._parts:
-            self._check()
+        described = self.ask("select column_name from (describe from scored)")
+        self.columns = frozenset(line["column_name"] for line in described)  # none, if there are no rows yet
+        self._check()
 
     def top(self, count: int, sort: str = "return", columns: Sequence[str] = ()) -> list[Row]:
         """The best distinct configurations by a score, best first, as `selection.best` orders them.
@@ -73,12 +74,23 @@ class Rows:
         )
 
     def searches(self) -> list[Row]:
-        """Of each search its rows, and the best return that keeps the budget on the most images that the run reached."""
+        """How many rows each search has, and its best return: on the highest rung of the run, within its budget."""
         best = f"search_images = (select max(search_images) from scored) and {self._within_budget()}"
         return self.ask(
             f'select trial, seed, count(distinct episode_id) as scored, max("return") filter ({best}) as best_return, '
             f'arg_max(drop_points, "return") filter ({best}) as best_drop_points, '
             "min(time) as first_time, max(time) as last_time from scored group by trial, seed order by seed, trial"
+        )
+
+    def each(self, columns: Sequence[str], order: str) -> list[Row]:
+        """These columns of every row, once each, though two drivers may have written it.
+
+        Args:
+            order: columns to sort by, as SQL has them.
+        """
+        named = ", ".join(map(_quoted, columns))
+        return self.ask(
+            f"select {named} from scored qualify row_number() over (partition by episode_id) = 1 order by {order}"
         )
 
     def ask(self, question: str, **values: Any) -> list[Row]:
