@@ -16,8 +16,8 @@ COLUMNS = {"run": False, "folder": False, "model": False, "dataset": False, "alg
            "sites": False, "seeds": True, "episodes": True, "search_images": True, "scored": True,
            "best_return": True, "best_drop_points": False, "validation_drop_points": False,
            "test_drop_points": False, "relative_energy": False, "started": True, "state": False}  # fmt: skip
-# Options that say where a run was made, not what it looks for.
-PLACES = ("results", "run_name", "resume", "address", "num_env_runners", "gpus_per_runner")
+# Options that say where a run was made and what it printed, not what it looks for.
+PLACES = ("results", "run_name", "resume", "address", "num_env_runners", "gpus_per_runner", "quiet", "json")
 Summary = dict[str, Any]
 
 
