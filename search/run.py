@@ -210,6 +210,7 @@ def _adapt(job: Job) -> None:
     from approx_env.adapt.finetune import Recipe
     from search.stages.adaptation import Adaptation, adapt
 
+    telling.event("phase", phase="adaptation")
     torch.set_num_threads(max(1, job.settings.runners))
     recipe = Recipe(job.settings.finetune_epochs)
     adapt(Adaptation(job, codes.of_run(job.folder, job.problem.network.layers), recipe, Path(job.folder.path)))
