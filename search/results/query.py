@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import glob
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,7 +39,8 @@ class Rows:
             self._connection.register_filesystem(files)
             scheme = f"{files.fs.type_name}://"
         episodes = folder / store.EPISODES
-        self._parts = [f"{scheme}{episodes.path}/{name}" for name in store.part_names(folder)]
+        # A folder may be called as DuckDB's patterns are.
+        self._parts = [f"{scheme}{glob.escape(f'{episodes.path}/{name}')}" for name in store.part_names(folder)]
         described = self.ask("select column_name from (describe from scored)")
         self.columns = frozenset(line["column_name"] for line in described)  # none, if there are no rows yet
         self._check()

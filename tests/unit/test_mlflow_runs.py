@@ -7,6 +7,7 @@ import pytest
 
 from search.results import mlflow_runs, program, store
 from tests.unit.test_curves import write_rungs
+from tests.unit.test_results_program import write_run
 
 
 @pytest.fixture
@@ -49,6 +50,12 @@ def test_what_fails_on_the_way_to_mlflow_is_deleted(run, database, monkeypatch):
     monkeypatch.setattr(mlflow_runs, "_log", full)
     assert program.main(["export-mlflow", str(run), "--tracking", database]) == 2
     assert runs(database) == {}
+
+
+def test_a_run_without_rows_has_no_curves(tmp_path, database, capsys):
+    assert program.main(["export-mlflow", str(write_run(tmp_path / "r", [])), "--tracking", database]) == 2
+    assert "has no rows yet" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r"]
 
 
 @pytest.mark.parametrize("tracking", ["/tmp/none/mlruns", "nothing://", "sqlite:////dev/null/mlflow.db"])
