@@ -156,6 +156,8 @@ class Settings:
     run_name: str | None = option(
         None, "name of this run's folder (default: model-dataset-algorithm-time)", metavar="NAME"
     )
+    quiet: bool = switch(False, "print errors, and of all else the last line alone")
+    json: bool = switch(False, "print events alone, a line of JSON each; results/README.md has their schema")
 
     @property
     def budget(self) -> int:
@@ -209,7 +211,9 @@ def parse(
 
 
 # What may be given with --resume: where things are, and what has no influence on what is found.
-RESUMABLE = ("resume", "results", "address", "num_env_runners", "gpus_per_runner", "data_dir", "teacher")
+RESUMABLE = (
+    "resume", "results", "address", "num_env_runners", "gpus_per_runner", "data_dir", "teacher", "quiet", "json",
+)  # fmt: skip
 
 
 def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:

@@ -168,7 +168,7 @@ def _parsed(arguments: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: some are not those of a search.
     """
-    left_out = {"resume", "results", "address", "num_env_runners", "run_name"}  # given anew
+    left_out = {"resume", "results", "address", "num_env_runners", "run_name", "quiet", "json"}  # given anew
     if arguments.get("rungs"):
         left_out.add("search_images")  # the first of them
     texts, checked = [], []

@@ -18,10 +18,11 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from search import codes, config, objectives, sensitivity
+from search import codes, config, objectives, sensitivity, telling
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.results import lease, store
 
+AS_BEGUN = "when the run was begun; its results may differ from an uninterrupted run's"
 CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
 
 
@@ -33,9 +34,7 @@ def announce(job: Job) -> None:
     mixed = f" ({kinds.count(3)} conv + {kinds.count(1)} fc)" if 1 in kinds else ""
     print(f"teacher {about['file']}: float {about['float_accuracy']['validation']:.2%}, "
           f"INT8 {about['int8_accuracy']['validation']:.2%} on validation")  # fmt: skip
-    if about["dataset"] != job.dataset.name:
-        print(f"note: it was trained on {about['dataset']}, and the search runs on {job.dataset.name}")
-    if note := note_on_images(job.teacher, job.dataset):
+    for note in _notes(job):
         print(f"note: {note}")
     print(f"{network.model}: {len(network.layers)} layers{mixed}, which feed {job.share_of_all_macs:.1%} of all "
           f"multiplications, attention on {', '.join(network.attention)}")  # fmt: skip
@@ -45,7 +44,34 @@ def announce(job: Job) -> None:
     if job.earlier:
         print(f"going on with {job.folder}")
         for difference in differences(job):
-            print(f"note: {difference} when the run was begun; its results may differ from an uninterrupted run's")
+            print(f"note: {difference} {AS_BEGUN}")
+    facts = {
+        "schema_version": telling.SCHEMA_VERSION, "run": job.name, "folder": str(job.folder),
+        "resumed": bool(job.earlier), "model": network.model, "dataset": job.dataset.name,
+        "algorithm": settings.algorithm, "objective": settings.objective, "seeds": settings.seeds,
+        "episodes": settings.budget, "images": [len(rung.labels) for rung in job.rungs],
+        "layers": network.layers, "share_of_all_macs": job.share_of_all_macs, "teacher": about["file"],
+        "notes": [*_notes(job), *(f"{difference} {AS_BEGUN}" for difference in differences(job))],
+    }  # fmt: skip
+    telling.event("started", **facts)
+
+
+def _notes(job: Job) -> Iterator[str]:
+    """What does not fit between teacher and images, and may be meant so."""
+    trained = job.teacher.about["dataset"]
+    if trained != job.dataset.name:
+        yield f"it was trained on {trained}, and the search runs on {job.dataset.name}"
+    if note := note_on_images(job.teacher, job.dataset):
+        yield note
+
+
+def _tell_end(job: Job) -> None:
+    """Tells a program what the run chose, and what that is worth."""
+    if not telling.to_programs():
+        return
+    best = job.folder.read_json(store.BEST)
+    metrics = {name: best["metrics"][name] for name in store.SPLITS}
+    telling.event("finished", run=job.name, folder=str(job.folder), chosen=best["selection"], **metrics)
 
 
 def search(job: Job, more: Mapping[str, bytes]) -> None:
@@ -160,6 +186,11 @@ def _run(argv: list[str] | None) -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
     settings = config.parse(argv)
+    with telling.begun(quiet=settings.quiet, as_json=settings.json):
+        _carry_out(settings)
+
+
+def _carry_out(settings: config.Settings) -> None:
     job = prepare(settings)
     adapted = job.settings.finetune_epochs is None or is_there(job.folder, store.STUDENT)
     if not job.finished:
@@ -171,6 +202,7 @@ def _run(argv: list[str] | None) -> None:
         print(f"{job.folder} is finished: its results are in best.json")
     if not adapted:
         _adapt(job)
+    _tell_end(job)
 
 
 def _adapt(job: Job) -> None:
@@ -178,6 +210,7 @@ def _adapt(job: Job) -> None:
     from approx_env.adapt.finetune import Recipe
     from search.stages.adaptation import Adaptation, adapt
 
+    telling.event("phase", phase="adaptation")
     torch.set_num_threads(max(1, job.settings.runners))
     recipe = Recipe(job.settings.finetune_epochs)
     adapt(Adaptation(job, codes.of_run(job.folder, job.problem.network.layers), recipe, Path(job.folder.path)))

@@ -41,6 +41,11 @@ class Folder:
         """Whether it is a path of this machine, perhaps one that others share."""
         return isinstance(self._files, fs.LocalFileSystem)
 
+    @property
+    def files(self) -> fs.FileSystem:
+        """The file system that the folder lies on, at `path`."""
+        return self._files
+
     def __truediv__(self, name: str) -> Folder:
         """The folder `name` in this one."""
         inner = copy.copy(self)  # with the same connection

@@ -111,6 +111,16 @@ def release(folder: Folder, owner: Owner) -> None:
         folder.remove(FILE)
 
 
+def held(folder: Folder) -> bool:
+    """Whether a driver writes the run, as far as can be told from here.
+
+    Raises:
+        InputError: the lease is damaged.
+    """
+    found = _read(folder)
+    return found is not None and not _dead(found, _machine()) and time.time() - found["time"] < EXPIRES_SECONDS
+
+
 class Heart:
     """Keeps a driver's lease alive, until another one has taken the run.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from search import objectives
@@ -32,6 +32,15 @@ class RunInfo:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """How far one search of a run is."""
+
+    finished: int = 0  # its configurations that are written or about to be
+    best_return: float | None = None  # of the written ones that keep the budget
+    best_drop_points: float | None = None  # of that configuration, on search images
+
+
+@dataclass(frozen=True)
 class Progress:
     """How far a run is."""
 
@@ -45,6 +54,7 @@ class Progress:
     trouble: str | None  # why the last attempt to write or to read failed
     lost: bool  # whether another driver has taken the run over, so that this one never writes again
     layer_forwards: int = 0  # that the written configurations took; see results/README.md
+    searches: dict[str, Searched] = field(default_factory=dict)  # of the highest rung, by trial
 
 
 @dataclass
@@ -56,6 +66,7 @@ class Rung:
     arrived: int = 0  # those of them that this process was sent
     first: float = 0.0  # time of the first one that arrived, seconds
     last: float = 0.0  # and of the last one
+    searches: dict[str, Searched] = field(default_factory=dict)  # by trial
 
     @property
     def rate(self) -> float:
@@ -120,6 +131,7 @@ class Ledger:
             proposed = row["search_images"] == self.info.search_images
             self._trials[row["trial"]] += proposed
             self._forwards += proposed * row.get("layer_forwards", len(self.info.layers))
+            self._compare(row)
         self._highest = max([self._highest, *(row["search_images"] for row in rows)])
         candidates = [*self._kept, *(row for row in rows if self._keeps_budget(row))]
         candidates = [row for row in candidates if row["search_images"] == self._highest]
@@ -148,14 +160,27 @@ class Ledger:
         best_return = best["return"] if best.get("search_images") == rung.images else None
         return Progress(
             sum(trials.values()), trials, rung.images, rung.finished, best_return, rung.rate, len(self.waiting),
-            trouble, lost, self._forwards,
+            trouble, lost, self._forwards, dict(rung.searches),
         )  # fmt: skip
 
     def _enter(self, row: Row) -> None:
         """Counts a row in that is written, or about to be."""
         if row["search_images"] > self._rung.images:
             self._rung = Rung(row["search_images"])
-        self._rung.finished += row["search_images"] == self._rung.images
+        if row["search_images"] == self._rung.images:
+            self._rung.finished += 1
+            known = self._rung.searches.get(row["trial"], Searched())
+            self._rung.searches[row["trial"]] = replace(known, finished=known.finished + 1)
+
+    def _compare(self, row: Row) -> None:
+        """Notes a written row that is the best of its search so far."""
+        known = self._rung.searches.get(row["trial"], Searched())
+        if row["search_images"] != self._rung.images or not self._keeps_budget(row):
+            return
+        if known.best_return is None or row["return"] > known.best_return:
+            self._rung.searches[row["trial"]] = replace(
+                known, best_return=row["return"], best_drop_points=row["drop_points"]
+            )
 
     def _keeps_budget(self, row: Row) -> bool:
         return not objectives.excess(row, self.info.budget_exact)

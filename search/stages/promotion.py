@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from contextlib import closing
 from itertools import pairwise
 
@@ -10,7 +11,8 @@ import ray
 
 from search.job import Job
 from search.results import sink, store
-from search.stages.trials import LiveLine, patiently
+from search.stages.live import Stage, Watch
+from search.stages.trials import patiently
 from search.workers.runners import Runners
 
 
@@ -31,7 +33,8 @@ def run(job: Job, handle: ray.actor.ActorHandle) -> None:
         todo = {name: row for name, row in names.items() if name not in written}
         if todo:
             runners = Runners(problem, min(settings.runners, len(todo)), settings.gpus)
-            with closing(runners), LiveLine(handle, len(rows), images):
+            stage = Stage("promotion", images, Counter(row["trial"] for row in rows))
+            with closing(runners), Watch(handle, stage):
                 scores = runners.evaluate([store.codes_of(row, layers) for row in todo.values()])
                 for (name, row), outcome in zip(todo.items(), scores, strict=True):
                     recorders[row["seed"]].add(name, row["episode"], outcome, search_images=images)

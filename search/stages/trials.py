@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
 import logging
-import sys
-import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,90 +11,31 @@ import ray
 from ray import tune
 from ray.tune import Callback, CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 
-from search import algorithms
+from search import algorithms, telling
 from search.job import Job
 from search.results import sink
+from search.stages.live import Stage, Watch, told
 from search.stages.trainable import FAILURE, AskTellSearch
 
-REFRESH_SECONDS = {True: 1.0, False: 15.0}  # by whether the live line goes to a terminal
+PATIENCE_SECONDS = 15.0  # until it is told why the sink does not answer
 TRIAL_RESTARTS = 3
-
-
-class LiveLine(threading.Thread):
-    """Keeps one line on the terminal up to date while its block runs: episodes done, rate, time left, best return.
-
-    Args:
-        handle: the run's sink.
-        total: how many configurations are to be scored,
-        images: on how many images.
-    """
-
-    def __init__(self, handle: ray.actor.ActorHandle, total: int, images: int):
-        super().__init__(daemon=True)
-        self._sink, self._total, self._images = handle, total, images
-        self._ended = threading.Event()
-
-    def __enter__(self) -> None:
-        self.start()
-
-    def __exit__(self, *_) -> None:
-        self._ended.set()
-        self.join()
-
-    def run(self) -> None:
-        terminal = sys.stdout.isatty()
-        shown, trouble = 0, None
-        while not self._ended.wait(REFRESH_SECONDS[terminal]):
-            try:
-                progress = ray.get(self._sink.progress.remote(), timeout=5)
-            except ray.exceptions.RayError:
-                continue  # the sink is being restarted
-            if progress.trouble != trouble or progress.lost:
-                trouble = progress.trouble
-                print(f"\r\033[K{_told(progress)}" if terminal else _told(progress), flush=True)
-            if progress.lost:
-                _thread.interrupt_main()
-                return
-            if progress.images != self._images or not progress.finished:
-                continue  # nothing to tell yet
-            if progress.finished == shown and not terminal:
-                continue
-            shown = progress.finished
-            left = f"{(self._total - shown) / progress.rate:.0f} s left" if progress.rate else "time left unknown"
-            best = "none yet" if progress.best_return is None else f"{progress.best_return:.4f}"
-            text = (
-                f"{shown}/{self._total} episodes, {progress.rate:.2f} episodes/s, {left}, "
-                f"best return so far {best} on {self._images} images"
-            )
-            print(f"\r\033[K{text}" if terminal else text, end="" if terminal else "\n", flush=True)
-        if terminal:
-            print("\r\033[K", end="", flush=True)
 
 
 def patiently(handle: ray.actor.ActorHandle, answer: ray.ObjectRef) -> Any:
     """What the sink answers; says why, while it cannot because storage fails.
 
     Raises:
-        KeyboardInterrupt: another driver has taken the run over, as `LiveLine` ends it then.
+        KeyboardInterrupt: another driver has taken the run over, as `Watch` ends it then.
     """
-    told = False
-    while not ray.wait([answer], timeout=REFRESH_SECONDS[False])[0]:
+    said = False
+    while not ray.wait([answer], timeout=PATIENCE_SECONDS)[0]:
         progress = ray.get(handle.progress.remote())
-        if progress.lost or (progress.trouble and not told):
-            print(_told(progress), flush=True)
-            told = True
+        if progress.lost or (progress.trouble and not said):
+            telling.trouble(told(progress))
+            said = True
         if progress.lost:
             raise KeyboardInterrupt
     return ray.get(answer)
-
-
-def _told(progress: sink.Progress) -> str:
-    if progress.lost:
-        return "another driver has taken this run over: this one ends"
-    if progress.trouble is None:
-        return "results are written again"
-    return (f"results cannot be written or read ({progress.trouble}): {progress.waiting} finished configurations wait, "
-            "and the search waits for them; trying again")  # fmt: skip
 
 
 class _AnnounceTrials(Callback):
@@ -105,11 +43,13 @@ class _AnnounceTrials(Callback):
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
         print(f"{trial}: its process died; it goes on from what is stored", flush=True)
+        telling.event("search_restarted", search=str(trial))
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        episodes = trial.last_result.get("episodes", 0)
         if len(trials) > 1:
-            result = trial.last_result
-            print(f"{trial}: {result.get('episodes', 0)} episodes done", flush=True)
+            print(f"{trial}: {episodes} episodes done", flush=True)
+        telling.event("search_ended", search=str(trial), episodes=episodes)
 
 
 def run(job: Job, scratch: Path, handle: ray.actor.ActorHandle) -> None:
@@ -135,7 +75,8 @@ def run(job: Job, scratch: Path, handle: ray.actor.ActorHandle) -> None:
     def named(trial) -> str:
         return sink.trial_name(settings.algorithm, trial.config["seed"])
 
-    with LiveLine(handle, settings.budget * len(settings.seeds), settings.search_images):
+    names = [sink.trial_name(settings.algorithm, seed) for seed in settings.seeds]
+    with Watch(handle, Stage("search", settings.search_images, dict.fromkeys(names, settings.budget))):
         results = tune.Tuner(
             trainable,
             param_space=space,

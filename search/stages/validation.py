@@ -17,6 +17,7 @@ from approx_env.int8 import cost
 from approx_env.int8.energy import SCOPE
 from approx_env.scoring.baselines import Baseline
 from approx_env.scoring.evaluator import Configuration, Evaluator, Score
+from search import telling
 from search.config import Settings
 from search.job import Job
 from search.objectives import OBJECTIVES, excess
@@ -81,6 +82,7 @@ def _validate(job: Job, configurations: Sequence[Configuration]) -> _Validated:
     settings, images = job.settings, job.held_out["validation"]
     count = len(configurations)
     print(f"scoring the best {count} on {len(images.labels)} validation images", flush=True)
+    telling.event("phase", phase="validation", images=len(images.labels), total=count)
     with closing(Runners(images, min(settings.runners, count), settings.gpus)) as runners:
         scores = list(runners.evaluate(configurations))
         allowed = [k for k, score in enumerate(scores) if not excess(score, settings.budget_exact)]

@@ -1,5 +1,6 @@
 """Results in an object store: moto on loopback, as an S3 that can be switched off."""
 
+import json
 import os
 
 import pandas as pd
@@ -7,10 +8,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
-from search.results import report, store
+from search.results import program, report, store
 from search.results.folder import Folder
 from tests.cluster.test_faults import PPO, TOP, undisturbed
-from tests.command import Command
+from tests.command import ROOT, Command
 
 REGION, EPISODES = "us-east-1", 160  # PPO's
 QUIET = {
@@ -70,6 +71,22 @@ def test_a_folder(s3):
     folder.remove("none")
     folder.discard()
     assert not folder.exists("episodes/part-a")
+
+
+def test_a_run_is_asked_as_one_on_a_disk(s3, capsys):
+    here, there = ROOT / "results" / "reference" / "squeezenet-hill", Folder(s3.place("lab")) / "r"
+    for path in (here / store.RUN, here / store.BEST, *(here / store.EPISODES).iterdir()):
+        there.write(str(path.relative_to(here)), path.read_bytes())
+
+    def told(*arguments: str) -> list[dict]:
+        assert program.main([*arguments, "--json"]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    (listed,) = told("list", "--results", s3.place("lab"))
+    assert (listed["folder"], listed["scored"], listed["state"]) == ("s3://bucket/lab/r", 1597, "finished")
+    for command in ("top", "show"):
+        found, wanted = (told(command, place) for place in (there.place, str(here)))
+        assert [one | {"folder": ""} for one in found] == [one | {"folder": ""} for one in wanted]
 
 
 def finish(running: Command, place: str) -> pd.DataFrame:

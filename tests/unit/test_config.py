@@ -50,6 +50,8 @@ UNITS = {
     "--results": "",
     "--run-name": "",
     "--resume": "",
+    "--quiet": "",
+    "--json": "",
 }
 
 BAD = {
@@ -60,6 +62,8 @@ BAD = {
     "--objective": ["front", ""],
     "--budget-exact": ["2", "-0.1", "nan", "inf", "half", ""],
     "--search-tmax": ["maybe", ""],
+    "--quiet": ["very", ""],
+    "--json": ["lines", ""],
     "--episodes": ["0", "-3", "ten", "1.5", ""],
     "--seeds": ["1,1", "one", "1,,2", "", "99999999999999999999"],
     "--search-images": ["0", "-1", "many"],
@@ -127,6 +131,7 @@ def test_bad_values_and_contradictions_are_reported_at_once():
         ("--resume r --objective return", ["--objective", "run r"]),
         ("--resume r --budget-exact 0.5", ["--budget-exact", "run r"]),
         ("--resume r --search-tmax", ["--search-tmax", "run r"]),
+        ("--resume r --quiet --json", ["--quiet", "--json"]),
         ("--resume r --episodes 3", ["--episodes", "run r"]),
         ("--resume r --num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
         ("--num-env-runners 4096", ["--num-env-runners 4096", f"has {os.cpu_count()}"]),
@@ -177,10 +182,10 @@ def test_a_resumed_search_has_its_own_options_but_for_where_things_are():
     own = asdict(Settings(algorithm="random", rungs=(64, 256), num_env_runners=7, teacher="t", data_dir="d",
                           gpus_per_runner=0.5))  # fmt: skip
     own = json.loads(json.dumps(own))
-    given = config.parse("--resume r --results s3://b/x --teacher moved".split())
+    given = config.parse("--resume r --results s3://b/x --teacher moved --json".split())
     assert config.resumed(given, own) == Settings(
         algorithm="random", rungs=(64, 256), teacher="moved", data_dir="d", resume="r", results="s3://b/x",
-        gpus_per_runner=0.5,
+        gpus_per_runner=0.5, json=True,
     )  # fmt: skip
 
 

@@ -22,10 +22,10 @@ def lines(stem) -> list[dict]:
     return [json.loads(line) for line in stem.with_name("run.jsonl").read_text().splitlines()]
 
 
-def scalars(stem) -> dict[tuple[str, int], float]:
-    """What the TensorBoard files hold: (tag, step) -> value."""
+def scalars(folder) -> dict[tuple[str, int], float]:
+    """What the TensorBoard files of a folder hold: (tag, step) -> value."""
     found = {}
-    for path in stem.with_name("run.tensorboard").iterdir():
+    for path in folder.iterdir():
         assert path.name.startswith("events.out.tfevents.")
         content = path.read_bytes()
         while content:  # each event: length, its checksum, the event, its checksum
@@ -62,7 +62,7 @@ def test_tensorboard_has_the_numbers_of_each_stage(stem):
         journal.epoch(RECORD)
         journal.epoch(RECORD | {"stage": "QAT", "epoch": 1, "loss": 0.25})
     names = ("loss", "learning_rate", "input_seconds", "validation_accuracy", "seconds")
-    found = scalars(stem)
+    found = scalars(stem.with_name("run.tensorboard"))
     assert found == pytest.approx(
         {(f"float/{name}", 2): RECORD[name] for name in names}
         | {(f"QAT/{name}", 1): RECORD[name] for name in names}

@@ -165,3 +165,21 @@ def test_the_best_of_a_front_are_the_front_and_so_many_of_it_that_lie_far_apart(
     other = ledger.Ledger(replace(INFO, front=True), 3)
     other.restore(rows[::-1])
     assert ids(other.top) == ids(books.top)
+
+
+def test_each_search_has_its_own_best_on_the_highest_rung(books):
+    other = message(0, codes=1, value=0.25, trial="random-seed1")
+    receive(books, message(0, value=0.5), message(1, codes=2, value=0.375), other)
+    books.receive(message(2, codes=3, value=0.75), 0.0)
+    assert books.progress().searches == {
+        "random-seed0": ledger.Searched(3, 0.5, 0.25),  # the third is not written yet
+        "random-seed1": ledger.Searched(1, 0.25, 0.25),
+    }
+    receive(books, message(0, value=0.125) | {"episode_id": "random-seed0-0@64", "search_images": 64})
+    assert books.progress().searches == {"random-seed0": ledger.Searched(1, 0.125, 0.25)}
+
+
+def test_what_exceeds_the_budget_is_no_searchs_best():
+    books = ledger.Ledger(replace(INFO, budget_exact=0.25), 3)
+    receive(books, message(0))
+    assert books.progress().searches == {"random-seed0": ledger.Searched(1, None, None)}

@@ -6,6 +6,7 @@ import pytest
 
 from search.results import store
 from search.stages import promotion
+from search.stages.live import Stage
 from tests.unit.test_inspection import LAYERS, ROWS
 
 
@@ -36,9 +37,11 @@ class Runners:
         Runners.made.append(("closed", self.images))
 
 
-class Line:
-    def __init__(self, handle, total: int, images: int):
-        pass
+class Watch:
+    stages: list[Stage] = []
+
+    def __init__(self, handle, stage: Stage):
+        Watch.stages.append(stage)
 
     def __enter__(self):
         return self
@@ -50,10 +53,10 @@ class Line:
 @pytest.fixture
 def promote(monkeypatch):
     """Runs promotion with so many images a rung; gives what was sent and which runners there were."""
-    Recorder.sent, Runners.made = [], []
+    Recorder.sent, Runners.made, Watch.stages = [], [], []
     monkeypatch.setattr(promotion.sink, "Recorder", Recorder)
     monkeypatch.setattr(promotion, "Runners", Runners)
-    monkeypatch.setattr(promotion, "LiveLine", Line)
+    monkeypatch.setattr(promotion, "Watch", Watch)
     monkeypatch.setattr(promotion, "patiently", lambda handle, answer: answer)
     monkeypatch.setattr(promotion.ray, "get", lambda answer: answer)
 
@@ -86,6 +89,7 @@ def test_a_promoted_row_keeps_seed_and_episode(promote, capsys):
     ]
     assert sent[2:] == [(0, "waited"), (1, "waited")]
     assert made == [(64, 2, 0.0), ("closed", 64)]
+    assert Watch.stages == [Stage("promotion", 64, {"ppo-seed0": 1, "ppo-seed1": 1})]
     assert capsys.readouterr().out.startswith("2 of 8 configurations promoted to 64 images, scored in ")
 
 

@@ -58,10 +58,14 @@ def test_ppo_s_settings_reach_rllib():
 @pytest.fixture
 def tune(monkeypatch):
     """Stands in for Tune: `results` is what its trials gave; it notes which seeds it was to run."""
-    said = SimpleNamespace(results=[], errors=[], spaces=[])
+    said = SimpleNamespace(results=[], errors=[], spaces=[], stages=[])
 
     class Results(list):
         errors = said.errors
+
+    def watch(handle, stage):
+        said.stages.append(stage)
+        return nullcontext()
 
     def tuner(trainable, param_space, **more):
         said.spaces.append(param_space)
@@ -69,7 +73,7 @@ def tune(monkeypatch):
 
     monkeypatch.setattr(trials.tune, "Tuner", tuner)
     monkeypatch.setattr(trials.ray, "get", lambda answer: answer)
-    monkeypatch.setattr(trials, "LiveLine", lambda *arguments: nullcontext())
+    monkeypatch.setattr(trials, "Watch", watch)
     said.run = lambda **settings: trials.run(job(**settings), "/nowhere", HANDLE)
     return said
 
@@ -81,6 +85,7 @@ def test_searches_that_were_done_before_are_left(tune):
     tune.results = [{"done": True}]
     tune.run(algorithm="hill", episodes=8, seeds=(0, 1, 2))
     assert tune.spaces[0]["seed"] == {"grid_search": [1, 2]}
+    assert tune.stages[0].searches == {"hill-seed0": 8, "hill-seed1": 8, "hill-seed2": 8}
     tune.run(algorithm="hill", episodes=3, seeds=(0, 1))
     assert len(tune.spaces) == 1
 
@@ -107,17 +112,3 @@ def test_a_driver_that_waits_ends_when_another_has_taken_its_run_over(monkeypatc
     with pytest.raises(KeyboardInterrupt):
         trials.patiently(handle, "an answer that never comes")
     assert capsys.readouterr().out == "another driver has taken this run over: this one ends\n"
-
-
-@pytest.mark.parametrize(("best", "said"), [(0.25, "0.2500"), (None, "none yet")])
-def test_the_live_line_tells_what_is_done_even_if_nothing_keeps_the_budget(monkeypatch, capsys, best, said):
-    progress = Progress(3, {}, 32, 3, best, 0.5, 0, None, False)
-    handle = SimpleNamespace(progress=SimpleNamespace(remote=lambda: progress))
-    monkeypatch.setattr(trials.ray, "get", lambda answer, timeout: answer)
-    monkeypatch.setattr(trials, "REFRESH_SECONDS", {True: 0.0, False: 0.0})
-    line = trials.LiveLine(handle, 8, 32)
-    ended = iter([False, True])
-    line._ended = SimpleNamespace(wait=lambda seconds: next(ended))
-    line.run()
-    told = f"3/8 episodes, 0.50 episodes/s, 10 s left, best return so far {said} on 32 images"
-    assert capsys.readouterr().out.splitlines() == [told]
