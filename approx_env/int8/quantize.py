@@ -26,6 +26,7 @@ from torch import fx, nn
 
 from approx_env import data
 from approx_env.errors import InputError
+from approx_env.int8 import sites
 from approx_env.int8.network import Network
 from approx_env.int8.nodes import (
     HIGHEST_MULTIPLIER,
@@ -127,8 +128,8 @@ def draft(
     *,
     model: str,
     classes: tuple[str, ...],
-    layers: Mapping[str, str],
-    attention: tuple[str, ...],
+    layers: Mapping[str, str] | None = None,
+    attention: tuple[str, ...] | None = None,
     standardised: bool = False,
     scale_of: Callable[[np.ndarray], float] = mse_scale,
 ) -> Draft:
@@ -138,16 +139,19 @@ def draft(
         module: built of convolutions, batch norms, linear layers, ReLUs, max pools, global average pool, flatten,
             dropout, channel concatenations and additions; in float32, trained.
         images: calibration images `(n, c, h, w) uint8`.
-        model, classes, attention, standardised: as in `Network`.
-        layers: for each approximated layer the path of its record point, an `nn.Identity` in `module`.
+        model, classes, attention, standardised: as in `Network`; by default attention is what `sites.watched` says.
+        layers: for each approximated layer the path of its record point, an `nn.Identity` in `module`. By default
+            every tensor that is multiplied gets a layer, as `sites.with_sites` has it.
         scale_of: gives the scale of codes from a sample of the activations that share it.
 
     Raises:
-        InputError: the module does something that the network cannot hold.
+        InputError: the module does things that the network cannot hold, with each of them.
     """
-    trace = Trace(module, model, {path: layer for layer, path in layers.items()})
+    trace = Trace(module, model, {path: layer for layer, path in (layers or {}).items()})
     pixels = data.standardise(images) if standardised else images
     sharing = _sharing(trace.found)
+    found = sites.with_parts(trace.found) if layers is None else trace.found
+    sharing |= {name: sharing[parts["inputs"][0]] for name, parts in found.items() if name not in sharing}
     sources = [name for name, parts in trace.found.items() if "float_weight" in parts or parts["kind"] is Addition]
     wanted = {trace.last[name]: sharing[name] for name in sources if sharing[name] is not None}
     samples = _sample(trace.graph, wanted, pixels)
@@ -159,10 +163,13 @@ def draft(
         "input_shape": tuple(images.shape[1:]),
         "input_scale": data.PIXEL_SCALE,
         "input_zero_point": data.PIXEL_ZERO_POINT,
-        "attention": attention,
+        "attention": attention or (),
         "standardised": standardised,
     }
-    return Draft(header, trace.found, sharing, scales)
+    made = Draft(header, found, sharing, scales)
+    if attention is None:
+        header["attention"] = sites.watched(made.network())
+    return made
 
 
 @dataclass
@@ -199,7 +206,10 @@ def _sharing(found: Mapping[str, dict]) -> dict[str, str | None]:
     Codes pass unchanged through pools, record points and flattening; concatenated tensors, and those that are added
     with their sum, must have one scale, so that neither needs a multiplication.
     """
-    last = [name for name, parts in found.items() if "float_weight" in parts][-1]
+    weighted = [name for name, parts in found.items() if "float_weight" in parts]
+    if not weighted:
+        raise InputError("the network must have convolutions or linear layers, and has none")
+    last = weighted[-1]
     shared: dict[str, str | None] = {INPUT: INPUT}
     for name, parts in found.items():
         if "float_weight" in parts:
@@ -213,9 +223,9 @@ def _sharing(found: Mapping[str, dict]) -> dict[str, str | None]:
         chosen = shared[parts["inputs"][0]]
         shared[name] = chosen
         shared |= {other: chosen for other, group in shared.items() if group in joined}
-    for name, parts in found.items():
-        if "float_weight" in parts and name != last and not parts["relu"]:
-            raise InputError(f"'{name}' must be followed by a ReLU: its codes have no sign")
+    bare = [name for name in weighted[:-1] if not found[name]["relu"]]
+    if bare:
+        raise InputError([f"'{name}' must be followed by a ReLU: its codes have no sign" for name in bare])
     return shared
 
 

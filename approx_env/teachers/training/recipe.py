@@ -14,7 +14,7 @@ LEARNING_RATES = {"muon": 0.1, "sgd": 0.1}  # optimizer -> highest learning rate
 class Recipe:
     """What decides a teacher's weights, besides its model and dataset."""
 
-    epochs: int = integer(12, "passes over the train split", 1)
+    epochs: int = integer(12, "passes over the train split; 0: the weights stay as they are given", 0)
     small_epochs: int = integer(0, "how many of them, the first, see images of 3/4 of the side", 0)
     qat_epochs: int = integer(0, "quantisation-aware passes afterwards", 0)
     batch_size: int = integer(128, "images a step", 2)
@@ -31,6 +31,9 @@ class Recipe:
     ema: float = number(0.0, "epochs that the average of the weights looks back over; 0: no average", low=0, high=1000)
     initial: str | None = option(
         None, "float teacher to begin from, a .float.json (default: fresh weights)", metavar="FILE"
+    )
+    weights: str | None = option(
+        None, "state_dict to begin from, a .safetensors (default: fresh weights, or what a file brings)", metavar="FILE"
     )
     precision: str = option("auto", "of products; auto: bf16 in hardware", choices=("auto", "float32", "bf16"))
     seed: int = integer(0, "of weights, order, augmentation and dropout", 0)
