@@ -28,7 +28,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from approx_env.errors import InputError
-from approx_env.teachers.models import onnx
 from approx_env.teachers.models.blocks import traits
 
 FORM = "FILE.py:NAME or FILE.onnx"
@@ -65,9 +64,10 @@ def build(reference: Reference, classes: int) -> nn.Module:
     """The network for so many classes.
 
     Raises:
-        InputError: the file cannot be read or run, it gives no network, or one for other images or classes.
+        InputError: the file cannot be read or run, it gives no network, or one for other images or classes; it is an
+            .onnx, and the package onnx is missing.
     """
-    module = onnx.read(reference.file) if reference.attribute is None else _called(reference, classes)
+    module = _read_onnx(reference.file) if reference.attribute is None else _called(reference, classes)
     _check(reference, module, classes)
     return module
 
@@ -131,6 +131,15 @@ def _digest(path: str | Path) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): name a file that is there") from error
+
+
+def _read_onnx(path: Path) -> nn.Module:
+    try:
+        from approx_env.teachers.models import onnx  # no other network needs that package
+    except ModuleNotFoundError as error:
+        text = f"--model {path} needs the {error.name} package: pip install 'tapsearch[export]'"
+        raise InputError(text) from error
+    return onnx.read(path)
 
 
 def _called(reference: Reference, classes: int) -> nn.Module:

@@ -26,6 +26,7 @@ from approx_env.teachers.augment import augment, flips
 from approx_env.teachers.checkpoint import Checkpoint
 from approx_env.teachers.models.blocks import traits
 from approx_env.teachers.models.own import load_weights, origin
+from approx_env.teachers.models.pixels import absorb
 from approx_env.teachers.muon import Muon
 from approx_env.teachers.qat import FakeQuantised
 from approx_env.teachers.training.recipe import LEARNING_RATES, Recipe
@@ -149,6 +150,8 @@ def begun(model_name: str, dataset: data.Dataset, recipe: Recipe) -> nn.Module:
             raise InputError(
                 f"--initial {recipe.initial} holds another network: name a float teacher of the same one"
             ) from error
+    if recipe.mean is not None:
+        absorb(model, recipe.mean, recipe.std)
     return model
 
 

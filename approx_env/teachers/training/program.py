@@ -242,6 +242,13 @@ def _contradictions(given: Command, names: set[str]) -> Iterator[tuple[set[str],
     if given.small_epochs > given.epochs:
         text = f"--small-epochs must be at most --epochs, got {given.small_epochs} of {given.epochs}"
         yield {"epochs", "small_epochs"}, text
+    yield from _of_weights(given, is_own)
+    if given.device == "cuda" and not torch.cuda.is_available():
+        yield {"device"}, "--device cuda: torch sees no GPU here, use --device cpu"
+
+
+def _of_weights(given: Command, is_own: bool) -> Iterator[tuple[set[str], str]]:
+    """What is wrong with the options that say what weights to begin from."""
     if given.initial is not None and is_own:
         text = f"--initial is for networks of ours: give {given.model} its weights by --weights"
         yield {"model", "initial"}, text
@@ -252,8 +259,10 @@ def _contradictions(given: Command, names: set[str]) -> Iterator[tuple[set[str],
     if not (given.epochs or is_own or given.weights or given.initial):
         text = f"--epochs 0 trains nothing, and {given.model} has fresh weights: name others by --weights or --initial"
         yield {"model", "epochs"}, text
-    if given.device == "cuda" and not torch.cuda.is_available():
-        yield {"device"}, "--device cuda: torch sees no GPU here, use --device cpu"
+    if (given.mean is None) != (given.std is None):
+        yield {"mean", "std"}, "--mean and --std belong together: give both, or leave both out"
+    if given.mean is not None and not (is_own or given.weights):
+        yield {"mean", "model", "weights"}, f"--mean and --std are of given weights, and {given.model} has fresh ones"
 
 
 def _device(asked: str) -> str:

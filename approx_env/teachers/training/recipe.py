@@ -5,9 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from approx_env.options import integer, number, option, switch
+from approx_env.options import integer, listed, number, option, switch
 
 LEARNING_RATES = {"muon": 0.1, "sgd": 0.1}  # optimizer -> highest learning rate unless told
+
+
+def _of_channels(help: str, **bounds) -> Any:
+    return option(
+        None, f"{help} (default: pixels are (p - 128) / 64)", type=_three, kind="three numbers, as 0.5,0.5,0.5",
+        metavar="LIST", high=1, **bounds,
+    )  # fmt: skip
+
+
+def _three(text: str) -> tuple[float, ...]:
+    values = listed(float, distinct=False)(text)
+    if len(values) != 3:
+        raise ValueError
+    return values
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,8 @@ class Recipe:
     weights: str | None = option(
         None, "state_dict to begin from, a .safetensors (default: fresh weights, or what a file brings)", metavar="FILE"
     )
+    mean: tuple[float, ...] | None = _of_channels("means, of pixels in [0, 1], that these weights were trained with")
+    std: tuple[float, ...] | None = _of_channels("standard deviations that they were divided by", above=0)
     precision: str = option("auto", "of products; auto: bf16 in hardware", choices=("auto", "float32", "bf16"))
     seed: int = integer(0, "of weights, order, augmentation and dropout", 0)
 
