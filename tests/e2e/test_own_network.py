@@ -2,18 +2,19 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
-from approx_env.teachers import models, store
+from approx_env.teachers import store
+from approx_env.teachers.training import program
+from search import run, sensitivity
+from tests import command
 from tests.e2e.test_export import ROOT, shell
 
 DOCUMENT = (ROOT / "docs" / "own-network.md").read_text()
@@ -54,98 +55,95 @@ def as_onnx(tensors: dict[str, torch.Tensor], path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder in which the document's first commands have run, with the weights that they made in other forms."""
+def teacher(tmp_path_factory) -> Path:
+    """A folder with the document's network and the teacher that a short training makes of it."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "net.py").write_text(block("net.py"))
-    shell(block("trained here"), folder)
-    tensors = load_file(folder / "teachers/Net-digits.float.safetensors")
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
-    save_file(tensors, folder / "net.safetensors")
-    as_onnx(tensors, folder / "net.onnx")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert program.main("--model net.py:Net --epochs 4 --batch-size 32".split()) == 0
+        save(folder)
     return folder
 
 
-@pytest.fixture(scope="module")
-def told(place) -> str:
-    """What the document's other commands print."""
-    return shell(block("trained elsewhere"), place)
+def save(folder: Path) -> dict[str, torch.Tensor]:
+    """Writes the weights of the trained network as a user's own file has them."""
+    tensors = load_file(folder / "teachers/Net-digits.float.safetensors")
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    save_file(tensors, folder / "net.safetensors")
+    return tensors
 
 
-def test_a_network_that_is_trained_here(place):
-    best, about = (json.loads((place / f"results/mine/{name}.json").read_text()) for name in ("best", "run"))
-    assert (best["model"], about["arguments"]["model"]) == ("Net", "Net")
-    assert tuple(best["layers"]) == LAYERS
-    assert best["metrics"]["acc_teacher"] > 0.9
-    assert (place / "results/mine/student.int8.json").exists()
-    assert {path.name for path in (place / "mine-c").iterdir()} >= {"network.c", "manifest.json"}
-    network = store.read(place / "teachers/Net-digits.int8.json").network
-    assert (network.layers, network.attention) == (LAYERS, LAYERS)
-    assert network.shapes["classifier"] == (512,) and network.shapes["features_2"] == (32, 8, 8)
+@pytest.fixture
+def here(teacher, monkeypatch) -> Path:
+    monkeypatch.chdir(teacher)
+    return teacher
 
 
-def test_weights_that_are_brought_make_the_same_teacher(place, told):
-    made, brought = (store.read(place / folder / "Net-digits.int8.json") for folder in ("teachers", "brought"))
+def refusal(capsys, main, options: str) -> list[str]:
+    assert main(options.split()) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    return [line.removeprefix("error: ") for line in told.err.splitlines()]
+
+
+def test_weights_that_are_brought_make_the_same_teacher(here, tmp_path):
+    made = store.read("teachers/Net-digits.int8.json")
+    assert (made.network.model, made.network.layers, made.network.attention) == ("Net", LAYERS, LAYERS)
+    assert made.network.shapes["classifier"] == (512,) and made.network.shapes["features_2"] == (32, 8, 8)
+    assert program.main(f"--model net.py:Net --weights net.safetensors --epochs 0 --output {tmp_path}".split()) == 0
+    brought = store.read(tmp_path / "Net-digits.int8.json")
     assert made.about["float_accuracy"] == brought.about["float_accuracy"]
     assert made.about["sha256"] == brought.about["sha256"]
-    assert (place / "results/brought/best.json").exists()
 
 
-def test_the_same_network_from_onnx(place, told):
-    assert told.count("note: net.onnx: the Softmax at the end is left out, since a teacher gives logits") == 1
-    found = store.read(place / "teachers/net-digits.int8.json")
-    assert found.about["float_accuracy"] == store.read(place / "teachers/Net-digits.int8.json").about["float_accuracy"]
-    assert json.loads((place / "results/from-onnx/best.json").read_text())["model"] == "net"
+def test_the_same_network_from_onnx(here, capsys):
+    as_onnx(save(here), here / "net.onnx")
+    assert program.main("--model net.onnx --epochs 0".split()) == 0
+    note = "note: net.onnx: the Softmax at the end is left out, since a teacher gives logits"
+    assert capsys.readouterr().out.count(note) == 1
+    read, made = (store.read(f"teachers/{name}-digits.int8.json") for name in ("net", "Net"))
+    assert read.network.model == "net" and len(read.network.layers) == len(LAYERS)
+    assert read.about["float_accuracy"] == made.about["float_accuracy"]
+    assert sensitivity.main("--model net.onnx --search-images 32 --run-name onnx".split()) == 0
 
 
-def test_a_finished_run_is_resumed_and_evaluated(place):
-    shell(f"{sys.executable} -m search.run --resume mine", place)
-    asked = ["--codes results/mine", "--codes results/mine/best.json", "--codes quintile --model net.py:Net",
-             "--codes results/mine --model net.py:Net"]  # fmt: skip
-    for options in asked:
-        found = json.loads(shell(f"{sys.executable} -m search.evaluate {options} --json", place))
-        assert found["model"] == "Net"
+def test_a_search_without_the_networks_file(teacher):
+    done = command.run(f"--teacher {teacher}/teachers/Net-digits.int8.json --algorithm random --episodes 4 --top 2")
+    assert done.status == 0, done.errors
+    assert (done.json("best.json")["model"], done.json("run.json")["arguments"]["model"]) == ("Net", "Net")
+    assert tuple(done.json("best.json")["layers"]) == LAYERS
+    assert set(done.rows["model"]) == {"Net"}
 
 
-def refusal(place: Path, *command: str) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=place, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    return [line.removeprefix("error: ") for line in done.stderr.splitlines()]
-
-
-def test_a_search_says_which_command_makes_the_teacher(place):
-    (place / "other.py").write_text(block("net.py").replace("Net(", "Other("))
-    told = refusal(place, "search.run", "--model", "other.py:Other", "--weights", "net.safetensors")
-    assert told == [
+def test_a_search_says_which_command_makes_the_teacher(here, capsys):
+    (here / "other.py").write_text(block("net.py").replace("Net(", "Other("))
+    assert refusal(capsys, run.main, "--model other.py:Other --weights net.safetensors") == [
         "teachers/Other-digits.int8.json is not there: make it by `python -m approx_env.training --model other.py:Other "
         "--weights net.safetensors --epochs 0 --dataset digits`, which quantises trained weights, or name another "
         "teacher with --teacher"
     ]
-    assert sorted(path.name for path in (place / "results").iterdir() if path.name.startswith("Other")) == []
+    assert not list(here.glob("results/*Other*"))
 
 
-def test_a_network_that_has_changed_since(place):
-    changed = place / "changed" / "net.py"
-    changed.parent.mkdir()
-    changed.write_text(block("net.py") + "\n# now")
-    (told,) = refusal(place, "search.sensitivity", "--model", f"{changed}:Net")
+def test_a_network_that_has_changed_since(here, capsys, tmp_path):
+    (tmp_path / "net.py").write_text(block("net.py") + "\n# now")
+    (told,) = refusal(capsys, sensitivity.main, f"--model {tmp_path}/net.py:Net")
     assert told.startswith("teachers/Net-digits.int8.json was made of another file than --model and --weights name")
-    (told,) = refusal(place, "search.sensitivity", "--model", "net.py:Net", "--weights", "net.safetensors")
+    (told,) = refusal(capsys, sensitivity.main, "--model net.py:Net --weights net.safetensors")
     assert told.startswith("teachers/Net-digits.int8.json was made of another weights than")
 
 
-def test_all_that_is_not_supported_is_named_before_anything_is_written(place):
-    (place / "odd.py").write_text(
+def test_all_that_is_not_supported_is_named_before_anything_is_written(here, capsys):
+    (here / "odd.py").write_text(
         "import torch\nfrom torch import nn\n\n\nclass Odd(nn.Module):\n    def __init__(self, classes):\n"
         "        super().__init__()\n        self.conv = nn.Conv2d(3, 4, 3, dilation=2)\n        self.act = nn.GELU()\n"
         "        self.last = nn.Linear(4, classes)\n\n    def forward(self, x):\n"
         "        return torch.sigmoid(self.last(self.act(self.conv(x)).mean((2, 3))))\n"
     )
-    told = refusal(place, "approx_env.training", "--model", "odd.py:Odd", "--output", "odd")
+    told = refusal(capsys, program.main, "--model odd.py:Odd --output odd")
     assert [re.match(r"'\w+", line)[0] for line in told] == ["'conv", "'act", "'mean", "'sigmoid"]
-    assert not (place / "odd").exists()
+    assert not (here / "odd").exists()
 
 
 @pytest.mark.parametrize(
@@ -155,14 +153,61 @@ def test_all_that_is_not_supported_is_named_before_anything_is_written(place):
         ("--model net.onnx --weights w", "--weights is for a network of your own, --model FILE.py:NAME: leave it out"),
         ("--model net.py:Net --weights w --teacher t", "--teacher holds its weights: leave --weights out"),
         ("--model nowhere.py:Net", "nowhere.py cannot be read ("),
-        ("--teacher brought/Net-digits.int8.json --model alexnet", "is a Net, and --model asks for alexnet"),
+        ("--teacher teachers/Net-digits.int8.json --model alexnet", "is a Net, and --model asks for alexnet"),
     ],
 )
-def test_what_a_search_refuses(place, told, options, said):
-    (line,) = refusal(place, "search.run", *options.split())
+def test_what_a_search_refuses(here, capsys, options, said):
+    (line,) = refusal(capsys, run.main, options)
     assert said in line
 
 
-def test_the_documents_network_is_one_of_32_pixels(place):
-    module = models.build(f"{place / 'net.py'}:Net", 10)
-    assert np.prod(module(torch.zeros(2, 3, 32, 32)).shape) == 20
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--model net.py:Net --initial a", "--initial is for networks of ours: give net.py:Net its weights by --weights"),
+        ("--initial a --weights b", "--weights says what weights to begin from, and so does --initial: leave one out"),
+        ("--model net.onnx --weights b", "--weights: net.onnx holds its weights itself: leave it out"),
+        ("--model net.py:Net --mean 0,0,0", "--mean and --std belong together: give both, or leave both out"),
+        ("--mean 0,0,0 --std 1,1,1", "--mean and --std are of given weights, and squeezenet has fresh ones"),
+        ("--mean 0,0", "--mean must be three numbers, as 0.5,0.5,0.5, got '0,0'"),
+        ("--std 0,1,1", "--std must be above 0 and at most 1, got 0,1,1"),
+        ("--model net.py:Net --sr 0.5 --dropout 0.5", "--dropout, --sr: net.py:Net decides that itself: leave it out"),
+        ("--model net.py:Net --small-epochs 1", "--small-epochs: net.py:Net reads one image size only, leave it out"),
+        ("--model net.py:Nothing", "--model net.py:Nothing: there is no such name in it: it has Net"),
+        ("--model net.py:Net --weights net.py", "--weights net.py cannot be read ("),
+    ],
+)
+def test_what_a_training_refuses(here, capsys, options, said):
+    (line,) = refusal(capsys, program.main, f"{options} --output none")
+    assert line.startswith(said)
+    assert not (here / "none").exists()
+
+
+def test_weights_of_other_pixels(here, tmp_path):
+    """Its accuracy is that of wrong pixels unless they are told: mean 128 / 255 and deviation 64 / 255 are our own."""
+    own = f"--mean {','.join(['0.50196'] * 3)} --std {','.join(['0.25098'] * 3)}"
+    found = {}
+    for name, options in (("ours", own), ("others", "--mean 0.1,0.1,0.1 --std 0.9,0.9,0.9")):
+        command = f"--model net.py:Net --weights net.safetensors --epochs 0 --output {tmp_path}/{name} {options}"
+        assert program.main(command.split()) == 0
+        found[name] = store.read(tmp_path / name / "Net-digits.int8.json").about["float_accuracy"]["test"]
+    assert found["others"] < found["ours"] - 0.2
+    assert found["ours"] == store.read("teachers/Net-digits.int8.json").about["float_accuracy"]["test"]
+
+
+@pytest.mark.slow
+def test_the_documents_commands(tmp_path):
+    (tmp_path / "net.py").write_text(block("net.py"))
+    shell(block("trained here"), tmp_path)
+    as_onnx(save(tmp_path), tmp_path / "net.onnx")
+    shell(block("trained elsewhere"), tmp_path)
+    for name, model in (("mine", "Net"), ("brought", "Net"), ("from-onnx", "net")):
+        assert json.loads((tmp_path / f"results/{name}/best.json").read_text())["model"] == model
+    assert (tmp_path / "results/mine/student.int8.json").exists()
+    assert {path.name for path in (tmp_path / "mine-c").iterdir()} >= {"network.c", "manifest.json"}
+    shell(f"{sys.executable} -m search.run --resume mine", tmp_path)
+    asked = ["--codes results/mine", "--codes results/mine/best.json", "--codes quintile --model net.py:Net",
+             "--codes results/mine --model net.py:Net"]  # fmt: skip
+    for options in asked:
+        found = json.loads(shell(f"{sys.executable} -m search.evaluate {options} --json", tmp_path))
+        assert found["model"] == "Net"
