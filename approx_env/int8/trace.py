@@ -64,7 +64,7 @@ class Trace:
         except InputError as error:
             problems = error.problems
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # arguments of another form
-            problems = [f"'{traced.name}' ({traced.op} {traced.target}) has no INT8 counterpart with these arguments"]
+            problems = [f"{_called(traced)} has no INT8 counterpart with these arguments"]
         # Whatever follows finds a convolution there, so that it is not blamed for this one.
         name = f"{traced.name} (refused)"
         stand_in = {"relu": False, "float_weight": np.ones((1, 1, 1, 1)), "float_bias": np.zeros(1)}
@@ -94,7 +94,7 @@ class Trace:
         elif traced.target in (operator.add, operator.iadd, torch.add):
             self._visit_addition(traced)
         else:
-            raise InputError(f"'{traced.name}' ({traced.op} {traced.target}) has no INT8 counterpart")
+            raise InputError(f"{_called(traced)} has no INT8 counterpart")
 
     def _check_output(self, given: fx.Node | tuple | None) -> None:
         """What runs last gives the logits, in whatever order forward returns it."""
@@ -191,6 +191,11 @@ class Trace:
     def _fold_relu(self, traced: fx.Node) -> None:
         self._producer(traced, "ReLU")["relu"] = True
         self._bind(traced, self.tensor[traced.args[0]])
+
+
+def _called(traced: fx.Node) -> str:
+    """A traced node by its own name and that of what it calls."""
+    return f"'{traced.name}' ({traced.op} {getattr(traced.target, '__name__', traced.target)})"
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
