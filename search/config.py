@@ -58,8 +58,15 @@ def _place(text: str) -> str:
 class Settings:
     """Everything that the command line decides. A field's flag is its name with dashes."""
 
-    model: str = option(
-        "squeezenet", "network whose layers are approximated; also --layers", choices=tuple(models.MODELS)
+    model: str | None = option(
+        None,
+        f"network whose layers are approximated: {models.NAMES} (default: the teacher's, or squeezenet); also --layers",
+        type=models.named,
+        kind=models.NAMES,
+        metavar="MODEL",
+    )
+    weights: str | None = option(
+        None, ".safetensors that the teacher of FILE.py:NAME was made of (default: any)", metavar="FILE"
     )
     dataset: str = option("digits", "images to calibrate, search and test on", choices=data.DATASETS)
     data_dir: str | None = option(None, "folder of cifar10 (default data) or imagefolder", metavar="DIR")
@@ -234,12 +241,15 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.address == "local" and settings.runners > cores:
         text = f"--num-env-runners {settings.runners} needs as many cores, and this machine has {cores}: ask for fewer"
         yield {"num_env_runners", "address"}, text
+    if settings.quiet and settings.json:
+        yield {"quiet", "json"}, "--quiet and --json are two ways to print: leave one out"
     if settings.resume is not None:
         for name in sorted(given.difference(RESUMABLE)):
             yield {name}, f"{options.flag(name)} is what run {settings.resume} was started with: leave it out"
         yield from session_contradictions(settings.address, settings.resume, "resume")
         return
     yield from data.contradictions(settings.dataset, given)
+    yield from weights_contradictions(settings)
     if settings.algorithm != "ppo" and "lr" in given:
         text = f"--lr is PPO's learning rate; --algorithm {settings.algorithm} has none: leave it out"
         yield {"algorithm", "lr"}, text
@@ -271,6 +281,14 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
         text = "--rungs says on how many images configurations are scored, and so does --search-images: leave one out"
         yield {"rungs", "search_images"}, text
     yield from session_contradictions(settings.address, settings.run_name)
+
+
+def weights_contradictions(settings: Settings) -> Iterator[tuple[set[str], str]]:
+    """What is wrong with --weights, as `options.parse` wants it."""
+    if settings.weights is not None and (settings.model is None or not re.search(r"\.py:\w+$", settings.model)):
+        yield {"weights", "model"}, "--weights is for a network of your own, --model FILE.py:NAME: leave it out"
+    if settings.weights is not None and settings.teacher is not None:
+        yield {"weights", "teacher"}, "--teacher holds its weights: leave --weights out"
 
 
 def session_contradictions(

@@ -28,6 +28,7 @@ from search.config import Settings
 from search.objectives import OBJECTIVES
 from search.results import inspection, lease, store
 from search.results.folder import Folder
+from search.teacher import named_teacher
 
 PACKAGES = (
     "tapsearch", "torch", "torchvision", "ray", "gymnasium", "numpy", "numba", "pandas", "pyarrow", "cmaes", "optuna",
@@ -59,24 +60,30 @@ class Job:
         return _calibration_images(self.settings, self.dataset)
 
 
-def prepare(settings: Settings, held_out_splits: Sequence[str] = ("validation", "test")) -> Job:
+def prepare(
+    settings: Settings, held_out_splits: Sequence[str] = ("validation", "test"), what: str | None = None
+) -> Job:
     """Reads dataset and teacher and calibrates; writes nothing.
 
     Args:
         held_out_splits: which are read besides calibration and search images.
+        what: is done, for the name of a run that was given none (default: the algorithm's name).
 
     Raises:
         InputError: with every problem found.
     """
     settings = replace(settings, algorithm=settings.works)
-    name = settings.resume or settings.run_name or default_name(settings, settings.algorithm)
-    folder, earlier = Folder(settings.results) / name, None
+    earlier = None
     if settings.resume:
-        earlier, settings = _go_on(folder, settings)
-        name = earlier["run"]  # the folder may have been renamed
+        earlier, settings = _go_on(Folder(settings.results) / settings.resume, settings)
     table = energy.read(settings.cost)
     dataset = data.load(settings.dataset, settings.data_dir)
-    chosen = teachers.read(settings.teacher or teachers.path_of(settings.model, dataset.name))
+    settings, chosen = named_teacher(settings, dataset)
+    usual = f"{settings.model}-{settings.dataset}-{what or settings.algorithm}-{_now():%Y%m%d-%H%M%S}"
+    name = settings.run_name or usual
+    folder = Folder(settings.results) / (settings.resume or name)
+    if earlier:
+        name = earlier["run"]  # the folder may have been renamed
     dataset = dataset.sized(chosen.network.input_shape[1])
     settings = _fill_in(settings, dataset)
     problems = _mismatches(settings, dataset, chosen)
@@ -168,7 +175,8 @@ def _parsed(arguments: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: some are not those of a search.
     """
-    left_out = {"resume", "results", "address", "num_env_runners", "run_name", "quiet", "json"}  # given anew
+    # Given anew, or a name that need not be on a command line: the teacher is checked against it.
+    left_out = {"resume", "results", "address", "num_env_runners", "run_name", "quiet", "json", "model"}
     if arguments.get("rungs"):
         left_out.add("search_images")  # the first of them
     texts, checked = [], []
@@ -220,11 +228,6 @@ def _changed(now: dict[str, Any], earlier: dict[str, Any]) -> list[str]:
     changed = [name for name in kept if now[name] != earlier.get(name)]
     digests = [told.get("teacher", {}).get("sha256") for told in (now, earlier)]
     return changed + ["teacher"] * (digests[0] != digests[1])
-
-
-def default_name(settings: Settings, what: str) -> str:
-    """A name for a run's folder that says `what` is done."""
-    return f"{settings.model}-{settings.dataset}-{what}-{_now():%Y%m%d-%H%M%S}"
 
 
 def _fill_in(settings: Settings, dataset: data.Dataset) -> Settings:

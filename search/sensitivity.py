@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from approx_env.errors import InputError, exit_status, run_module
@@ -28,7 +27,7 @@ from approx_env.int8.cost import KINDS
 from approx_env.scoring.calibration import Layer
 from approx_env.scoring.evaluator import Evaluator, Problem, Score
 from search import config
-from search.job import Job, default_name, note_on_images, prepare
+from search.job import Job, note_on_images, prepare
 from search.results import store
 
 FILE = "sensitivity.parquet"
@@ -36,7 +35,7 @@ ALL = "all layers"
 SETTINGS = ("approximated", "exact")  # what the row's layer alone is
 CACHE_BYTES = 2**30  # two configurations that follow each other part at a late layer
 OPTIONS = (
-    "model", "dataset", "data_dir", "teacher", "sites", "search_images", "calib_batches", "calib_batch_size",
+    "model", "weights", "dataset", "data_dir", "teacher", "sites", "search_images", "calib_batches", "calib_batch_size",
     "accuracy", "kd_temperature", "kd_weight", "at_weight", "tmax_percentile", "tmax_offset", "engine", "device",
     "results", "run_name",
 )  # fmt: skip
@@ -141,8 +140,7 @@ def _run(argv: list[str] | None) -> None:
     processes.prepare()
     torch.set_num_threads(1)
     settings = config.parse(argv, "search.sensitivity", "Measures what each layer of an INT8 CNN alone costs.", OPTIONS)
-    named = replace(settings, run_name=settings.run_name or default_name(settings, "sensitivity"))
-    job = prepare(named, held_out_splits=())
+    job = prepare(settings, held_out_splits=(), what="sensitivity")
     network = job.problem.network
     if note := note_on_images(job.teacher, job.dataset):
         print(f"note: {note}")

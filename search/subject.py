@@ -28,10 +28,11 @@ from search import codes, config
 from search.job import calibrated, mismatch, note_on_images
 from search.results import inspection, store
 from search.results.folder import Folder
+from search.teacher import DEFAULT, named_teacher
 
 OPTIONS = (
-    "codes", "student", "model", "dataset", "data_dir", "teacher", "sites", "calib_batches", "calib_batch_size",
-    "tmax_percentile", "tmax_offset", "engine", "device",
+    "codes", "student", "model", "weights", "dataset", "data_dir", "teacher", "sites", "calib_batches",
+    "calib_batch_size", "tmax_percentile", "tmax_offset", "engine", "device",
 )  # fmt: skip
 FOLLOWS = "(default: what the codes are of)"
 
@@ -45,7 +46,9 @@ class Settings(config.Settings):
         metavar="FILE",
     )  # fmt: skip
     student: str | None = option(None, ".int8.json of search.finetune to run instead of the teacher", metavar="FILE")
-    model: str | None = option(None, f"network {FOLLOWS}", choices=tuple(models.MODELS))
+    model: str | None = option(
+        None, f"network: {models.NAMES} {FOLLOWS}", type=models.named, kind=models.NAMES, metavar="MODEL"
+    )
     dataset: str | None = option(None, f"images {FOLLOWS}", choices=data.DATASETS)
     teacher: str | None = option(None, ".int8.json of the teacher (default: the run's, or shipped)", metavar="FILE")
     sites: str | None = option(None, f"layers of the network {FOLLOWS}", choices=CHOICES)
@@ -109,7 +112,7 @@ def prepare(settings: Settings, layers: Mapping[str, Any] | None = None) -> Subj
     found = students.read(settings.student) if settings.student else None
     settings = _settled(settings, about, told, found)
     dataset = data.load(settings.dataset, settings.data_dir)
-    teacher = teachers.read(settings.teacher or teachers.path_of(settings.model, dataset.name))
+    settings, teacher = named_teacher(settings, dataset)
     dataset = dataset.sized(teacher.network.input_shape[1])
     layers = None if told is None else codes.layers_of(told, place)
     named = found.network.layers if found else layers
@@ -151,15 +154,16 @@ def _settled(settings: Settings, about: dict[str, Any], told: dict[str, Any] | N
     """The settings with what follows from a run, a file of codes and a student."""
     run, told = about.get("arguments", {}), told or {}
     kind = str(run.get("dataset") or told.get("dataset") or (found and found.about.get("dataset")) or "digits")
-    model = run.get("model") or (found and found.network.model) or told.get("model") or "squeezenet"
+    model = run.get("model") or (found and found.network.model) or told.get("model") or DEFAULT
     if settings.teacher and not settings.model:
         model = teachers.read(settings.teacher).network.model
+    asked = models.name_of(settings.model) if settings.model else None
     settled = replace(
         settings,
         model=settings.model or str(model),
         dataset=settings.dataset or kind.partition(":")[0],
         data_dir=settings.data_dir or (run.get("data_dir") if settings.dataset in (None, run.get("dataset")) else None),
-        teacher=settings.teacher or (run.get("teacher") if settings.model in (None, run.get("model")) else None),
+        teacher=settings.teacher or (run.get("teacher") if asked in (None, run.get("model")) else None),
         sites=settings.sites or run.get("sites"),
         kd_temperature=settings.kd_temperature or run.get("kd_temperature") or Reward.kd_temperature,
     )

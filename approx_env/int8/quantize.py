@@ -29,6 +29,7 @@ from torch import fx, nn
 
 from approx_env import data
 from approx_env.errors import InputError
+from approx_env.int8 import sites
 from approx_env.int8.network import Network
 from approx_env.int8.nodes import (
     HIGHEST_MULTIPLIER,
@@ -135,8 +136,8 @@ def draft(
     *,
     model: str,
     classes: tuple[str, ...],
-    layers: Mapping[str, str],
-    attention: tuple[str, ...],
+    layers: Mapping[str, str] | None = None,
+    attention: tuple[str, ...] | None = None,
     standardised: bool = False,
     scale_of: Callable[[np.ndarray], float] = mse_scale,
 ) -> Draft:
@@ -147,16 +148,19 @@ def draft(
             pools, average pools, global average pools, flatten, dropout, channel concatenations, and additions, behind
             which a ReLU follows if an operand has a sign; in float32, trained.
         images: calibration images `(n, c, h, w) uint8`.
-        model, classes, attention, standardised: as in `Network`.
-        layers: for each approximated layer the path of its record point, an `nn.Identity` in `module`.
+        model, classes, attention, standardised: as in `Network`; by default attention is what `sites.watched` says.
+        layers: for each approximated layer the path of its record point, an `nn.Identity` in `module`. By default
+            every tensor that is multiplied gets a layer, as `sites.with_sites` has it.
         scale_of: gives the scale of codes from a sample of the activations that share it.
 
     Raises:
-        InputError: the module does something that the network cannot hold.
+        InputError: the module does things that the network cannot hold, with each of them.
     """
-    trace = Trace(module, model, {path: layer for layer, path in layers.items()})
+    trace = Trace(module, model, {path: layer for layer, path in (layers or {}).items()})
     pixels = data.standardise(images) if standardised else images
     sharing = _sharing(trace.found)
+    found = sites.with_parts(trace.found) if layers is None else trace.found
+    sharing |= {name: sharing[parts["inputs"][0]] for name, parts in found.items() if name not in sharing}
     limits = _limits(trace.found, sharing)
     sources = [name for name, parts in trace.found.items() if _is_source(parts)]
     wanted = {trace.last[name]: sharing[name] for name in sources if sharing[name] is not None}
@@ -170,10 +174,13 @@ def draft(
         "input_shape": tuple(images.shape[1:]),
         "input_scale": data.PIXEL_SCALE,
         "input_zero_point": data.PIXEL_ZERO_POINT,
-        "attention": attention,
+        "attention": attention or (),
         "standardised": standardised,
     }
-    return Draft(header, trace.found, sharing, scales, limits)
+    made = Draft(header, found, sharing, scales, limits)
+    if attention is None:
+        header["attention"] = sites.watched(made.network())
+    return made
 
 
 @dataclass
@@ -229,7 +236,10 @@ def _sharing(found: Mapping[str, dict]) -> dict[str, str | None]:
     Codes pass unchanged through pools, record points and flattening; concatenated tensors, and those that an `Addition`
     adds with their sum, must have one scale, so that neither needs a multiplication.
     """
-    last = [name for name, parts in found.items() if "float_weight" in parts][-1]
+    weighted = [name for name, parts in found.items() if "float_weight" in parts]
+    if not weighted:
+        raise InputError("the network must have convolutions or linear layers, and has none")
+    last = weighted[-1]
     shared: dict[str, str | None] = {INPUT: INPUT}
     for name, parts in found.items():
         if "float_weight" in parts:
@@ -247,9 +257,9 @@ def _sharing(found: Mapping[str, dict]) -> dict[str, str | None]:
         chosen = shared[parts["inputs"][0]]
         shared[name] = chosen
         shared |= {other: chosen for other, group in shared.items() if group in joined}
-    for name, parts in found.items():
-        if "float_weight" in parts and name != last and not parts["relu"] and "added_to" not in parts:
-            raise InputError(f"'{name}' must be followed by a ReLU: its codes have no sign")
+    bare = [name for name in weighted[:-1] if not found[name]["relu"] and "added_to" not in found[name]]
+    if bare:
+        raise InputError([f"'{name}' must be followed by a ReLU: its codes have no sign" for name in bare])
     return shared
 
 

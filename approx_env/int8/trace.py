@@ -7,7 +7,7 @@ it is (`Addition`); where one is signed, or ends in a ReLU6, operands have scale
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -42,35 +42,55 @@ class Trace:
         record_points: the layer's name by the path of its `nn.Identity`.
 
     Raises:
-        InputError: the module does something that a network cannot hold.
+        InputError: the module does things that a network cannot hold, with each of them.
     """
 
     def __init__(self, module: nn.Module, model: str, record_points: Mapping[str, str]):
         try:
             graph = self.graph = fx.symbolic_trace(module.eval())
         except Exception as error:  # torch.fx raises what the traced code runs into
+            told = " ".join(str(error).split())
             raise InputError(
-                f"{model} cannot be traced by torch.fx ({error}): its forward must have no control flow"
+                f"{model} cannot be traced by torch.fx ({told}): its forward must have no control flow"
             ) from error
         self.modules = dict(graph.named_modules())
         self.record_points = record_points
         self.tensor: dict[fx.Node, str] = {}  # traced node -> name of the tensor that it gives
         self.last: dict[str, fx.Node] = {}  # name of a tensor -> the traced node whose value it finally has
         self.found: dict[str, dict] = {}  # name -> 'kind' and fields of the node
-        for traced in graph.graph.nodes:
-            self._visit(traced)
-        for name, parts in self.found.items():
-            if parts["kind"] is Addition:
-                self._settle_addition(name, parts)
+        problems = [problem for traced in graph.graph.nodes for problem in self._problems(traced)]
+        if not problems:
+            found = (problem for name in self.found for problem in self._settle_addition(name))
+            problems = list(dict.fromkeys(found))  # a tensor that two additions read is told of once
         missing = set(record_points.values()) - set(self.found)
-        if missing:
-            raise InputError(f"record points must be nn.Identity modules that the forward pass runs: {sorted(missing)}")
+        if missing and not problems:
+            problems = [f"record points must be nn.Identity modules that the forward pass runs: {sorted(missing)}"]
+        if problems:
+            raise InputError(problems)
+
+    def _problems(self, traced: fx.Node) -> list[str]:
+        """Visits a node and returns what is wrong with it."""
+        try:
+            self._visit(traced)
+            return []
+        except InputError as error:
+            problems = error.problems
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # arguments of another form
+            problems = [f"{_called(traced)} has no INT8 counterpart with these arguments"]
+        # Whatever follows finds a convolution there, so that it is not blamed for this one.
+        name = f"{traced.name} (refused)"
+        stand_in = {"relu": False, "float_weight": np.ones((1, 1, 1, 1)), "float_bias": np.zeros(1)}
+        self.found[name] = {"kind": Convolution, "inputs": (INPUT,), **stand_in}
+        self._bind(traced, name)
+        return problems
 
     def _visit(self, traced: fx.Node) -> None:
         if traced.op == "placeholder":
+            if INPUT in self.last:
+                raise InputError(f"forward takes '{traced.target}', too: it must take the images alone")
             self._bind(traced, INPUT)
         elif traced.op == "output":
-            return
+            self._check_output(traced.args[0])
         elif traced.op == "call_module":
             self._visit_module(traced, self.modules[traced.target])
         elif traced.target in (torch.cat, torch.concat):
@@ -96,7 +116,13 @@ class Trace:
         elif traced.target in (operator.add, operator.iadd, torch.add):
             self._visit_addition(traced)
         else:
-            raise InputError(f"'{traced.name}' ({traced.op} {traced.target}) has no INT8 counterpart")
+            raise InputError(f"{_called(traced)} has no INT8 counterpart")
+
+    def _check_output(self, given: fx.Node | tuple | None) -> None:
+        """What runs last gives the logits, in whatever order forward returns it."""
+        last = next(reversed(self.found), INPUT)
+        if not isinstance(given, fx.Node) or self.tensor[given] != last:
+            raise InputError(f"forward returns {given}: it must return one tensor, that of '{last}', which runs last")
 
     def _visit_addition(self, traced: fx.Node) -> None:
         operands = [self.tensor.get(part) if isinstance(part, fx.Node) else None for part in traced.args]
@@ -104,18 +130,24 @@ class Trace:
             raise InputError(f"'{traced.name}' must add two tensors")
         self._add(traced, traced.name, Addition, inputs=tuple(operands))
 
-    def _settle_addition(self, name: str, parts: dict) -> None:
-        """Makes an addition a scaled one, and weighted operands wide, where codes of one scale will not do."""
+    def _settle_addition(self, name: str) -> Iterator[str]:
+        """Makes an addition a scaled one, and weighted operands wide, where codes of one scale will not do.
+
+        Yields what is wrong with it.
+        """
+        parts = self.found[name]
+        if parts["kind"] is not Addition:
+            return
         relu = parts.pop("relu", False)
         signed = [source for source in parts["inputs"] if not self.found.get(source, {}).get("relu", True)]
         if not signed and "highest" not in parts and not any(map(self._ends_in_relu6, parts["inputs"])):
             return
         if signed and not relu:
-            raise InputError(f"'{name}' must be followed by a ReLU: its codes have no sign")
+            yield f"'{name}' must be followed by a ReLU: its codes have no sign"
         parts["kind"] = ScaledAddition
         for source in signed:
             if sum(source in other["inputs"] for other in self.found.values()) > 1:
-                raise InputError(f"'{source}' must be followed by a ReLU, or read by one addition alone")
+                yield f"'{source}' must be followed by a ReLU, or read by one addition alone"
             self.found[source]["added_to"] = name
 
     def _ends_in_relu6(self, name: str) -> bool:
@@ -197,6 +229,8 @@ class Trace:
     def _add(self, traced: fx.Node, name: str, kind: type[Node], **parts) -> None:
         if kind is not Site and (name in self.found or name in self.record_points.values()):
             name = f"{name}:{traced.name}"  # a module that runs twice, or has a layer's name
+        if not self.record_points and name.isidentifier():
+            name += ":0"  # the layer that `sites` puts there has the name alone
         if name in self.found:
             raise InputError(f"record point '{name}' runs twice in one forward pass: each must have one place")
         inputs = parts.pop("inputs", None) or (self.tensor[traced.args[0]],)
@@ -229,6 +263,11 @@ class Trace:
         parts = self._producer(traced, "ReLU", WEIGHTED | {"addition": Addition})
         parts |= {"relu": True} | ({} if highest is None else {"highest": highest})
         self._bind(traced, self.tensor[traced.args[0]])
+
+
+def _called(traced: fx.Node) -> str:
+    """A traced node by its own name and that of what it calls."""
+    return f"'{traced.name}' ({traced.op} {getattr(traced.target, '__name__', traced.target)})"
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

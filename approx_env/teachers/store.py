@@ -37,13 +37,18 @@ class Teacher:
     about: dict[str, Any]  # dataset, recipe, accuracies in [0, 1] by split, file
 
 
+def stem_of(model: str, dataset: str) -> str:
+    """How the files of a teacher begin."""
+    return f"{model}-{dataset.replace(':', '-')}"
+
+
 def path_of(model: str, dataset: str) -> Path:
     """Where the package keeps the INT8 teacher of `model` on `dataset`.
 
     Raises:
         InputError: none is shipped.
     """
-    path = SHIPPED / f"{model}-{dataset.replace(':', '-')}.int8.json"
+    path = SHIPPED / f"{stem_of(model, dataset)}.int8.json"
     if not path.exists():
         raise InputError(
             f"no teacher of {model} on {dataset} is shipped: train one by `python -m approx_env.training --model "

@@ -12,7 +12,7 @@ from benchmarks import ratios
 from search.results import report
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "results" / "README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "results" / "README.md", ROOT / "docs" / "own-network.md"]
 EXAMPLES = [
     pytest.param(block, id=f"{document.relative_to(ROOT)}-{position}")
     for document in DOCUMENTS

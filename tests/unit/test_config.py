@@ -19,6 +19,7 @@ UNITS = {
     "--envs-per-runner": "configurations",
     "--gpus-per-runner": "GPUs",
     "--model": "",
+    "--weights": "",
     "--dataset": "",
     "--data-dir": "",
     "--teacher": "",
@@ -55,7 +56,7 @@ UNITS = {
 }
 
 BAD = {
-    "--model": ["resnet", ""],
+    "--model": ["resnet", "", "net.py", "net.py:", "net.py:a-b", "net.py:Net.Inner", "net:Net", ":Net", "net.pth"],
     "--dataset": ["mnist", "DIGITS"],
     "--algorithm": ["sac"],
     "--accuracy": ["top5"],
@@ -166,7 +167,7 @@ def test_what_searches_follows_from_what_is_asked(argv, name):
 def test_defaults():
     settings = config.parse([])
     assert settings == Settings()
-    assert (settings.model, settings.dataset, settings.algorithm) == ("squeezenet", "digits", "auto")
+    assert (settings.model, settings.dataset, settings.algorithm) == (None, "digits", "auto")
     assert (settings.calib_batches, settings.calib_batch_size, settings.top) == (16, 32, 30)
     assert (settings.accuracy, settings.kd_temperature, settings.max_acc_drop) == ("hard", 2.0, 2.0)
     assert (settings.tmax_percentile, settings.tmax_offset) == (90.0, 10)

@@ -40,7 +40,9 @@ def row(episode: int, seed: int = 0, info: ledger.RunInfo = INFO) -> dict:
 
 
 ROWS = [row(episode, seed) for seed in (0, 1) for episode in range(EPISODES)]
-SETTINGS = config.Settings(algorithm="ppo", episodes=EPISODES, seeds=(0, 1), search_images=32)
+SETTINGS = config.Settings(
+    model="squeezenet", algorithm="ppo", episodes=EPISODES, seeds=(0, 1), search_images=32
+)
 ABOUT = {
     "run": "r",
     "schema_version": store.SCHEMA_VERSION,

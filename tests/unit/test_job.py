@@ -201,7 +201,7 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path, digits, classes, told):
     shipped = store.read(store.path_of("squeezenet", "digits"))
     network = SimpleNamespace(model="squeezenet", classes=classes)
     other = replace(shipped, network=network)
-    (problem,) = job._mismatches(config.Settings(search_images=8), digits, other)
+    (problem,) = job._mismatches(config.Settings(model="squeezenet", search_images=8), digits, other)
     assert told in problem
 
 

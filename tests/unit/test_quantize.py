@@ -556,3 +556,93 @@ def test_control_flow_is_refused():
     text = refusal(Choosing())
     assert text.startswith("m cannot be traced by torch.fx (")
     assert text.endswith("): its forward must have no control flow")
+
+
+# -- a module without record points, and all that is wrong with one
+
+
+def whole(module: nn.Module, **about):
+    return quantize.quantize(module, IMAGES, model="m", classes=("0", "1"), **about)
+
+
+def test_sites_by_rule():
+    """Behind each tensor that is multiplied, under a name of its own; what the first layer reads is pixels."""
+    module = chain(
+        stem=nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)), conv=nn.Conv2d(4, 4, 2), relu=nn.ReLU(),
+        flatten=nn.Flatten(), last=nn.Linear(16, 2),
+    )  # fmt: skip
+    network = whole(module)
+    assert [(node.name, node.inputs) for node in network.nodes] == [
+        ("stem.0", ("input",)), ("stem.2", ("stem.0",)), ("stem", ("stem.2",)), ("conv:0", ("stem",)),
+        ("flatten:0", ("conv:0",)), ("flatten", ("flatten:0",)), ("last:0", ("flatten",)),
+    ]  # fmt: skip
+    assert network.layers == ("stem", "flatten") and network.attention == ("stem", "flatten")
+    assert whole(module, attention=("stem",)).attention == ("stem",)
+
+
+def test_a_module_without_anything_to_approximate():
+    with pytest.raises(InputError, match=r"nothing to approximate: a convolution or a linear layer must read"):
+        whole(chain(a=nn.Conv2d(3, 2, 1), b=nn.AdaptiveAvgPool2d(1)))
+    with pytest.raises(InputError, match=r"must have convolutions or linear layers, and has none"):
+        whole(chain(a=nn.MaxPool2d(2)))
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, dilation=2)
+        self.norm = nn.BatchNorm2d(4)
+        self.act = nn.Sequential(nn.ELU())
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.conv(x)))
+        x = torch.cat(tensors=[self.act(x), torch.sigmoid(x)], dim=1)
+        return self.last(x * 2).view(2, -1)
+
+
+def test_all_problems_are_told_at_once_and_none_is_blamed_on_another():
+    with pytest.raises(InputError) as caught:
+        whole(Odd())
+    assert caught.value.problems == [
+        "'conv': convolutions must have no dilation, equal strides and zero padding",
+        "'act.0' (ELU) has no INT8 counterpart",
+        "'sigmoid' (call_function sigmoid) has no INT8 counterpart",
+        "'cat' (call_function cat) has no INT8 counterpart with these arguments",
+        "'mul' (call_function mul) has no INT8 counterpart",
+        "'view' (call_method view) has no INT8 counterpart",
+    ]
+
+
+def test_every_layer_without_relu_is_told():
+    with pytest.raises(InputError) as caught:
+        whole(chain(a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1), c=nn.ReLU(), d=nn.Conv2d(4, 4, 1), e=nn.Conv2d(4, 2, 1)))
+    assert [problem.split(" must ")[0] for problem in caught.value.problems] == ["'a:0'", "'d:0'"]
+
+
+def test_what_forward_takes_and_returns():
+    class Two(nn.Module):
+        def forward(self, x, mask):
+            return x
+
+    class Early(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            self.second(x)
+            return x
+
+    class Both(Early):
+        def forward(self, x):
+            return x, self.first(x)
+
+    for module, told in (
+        (Two(), "forward takes 'mask', too: it must take the images alone"),
+        (Early(), "forward returns relu: it must return one tensor, that of 'second:0', which runs last"),
+        (Both(), "forward returns (x, first): it must return one tensor, that of 'first:0', which runs last"),
+    ):
+        with pytest.raises(InputError, match=re.escape(told)):
+            whole(module)

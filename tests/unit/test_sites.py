@@ -20,7 +20,7 @@ from approx_env.int8.nodes import (
     Site,
     Weighted,
 )
-from approx_env.int8.sites import with_sites
+from approx_env.int8.sites import watched, with_sites
 from approx_env.teachers import models
 
 FIRES = [f"fire{number}" for number in range(2, 10)]
@@ -188,3 +188,33 @@ def test_names_are_free_and_begin_with_their_layer():
         conv("a.x", INPUT, 3), conv("a.b.0", "a.x"), conv("a_b", "a.b.0"), Site("s", ("a_b",)), conv("z", "s")
     )
     assert numbers.layers == ("a_x", "a_b_2", "s")
+
+
+# -- networks that name nothing
+
+
+def watching(*layers: tuple[str, int, int]) -> tuple[str, ...]:
+    """`watched` of a chain of 1x1 convolutions with pools between: for each layer its channels and its side."""
+    nodes, last, inputs, side = [], INPUT, 3, layers[0][2]
+    for name, channels, wanted in layers:
+        if wanted < side:
+            nodes.append(MaxPool(f"{name}/p", (last,), side // wanted, side // wanted, False))
+            last, side = f"{name}/p", wanted
+        nodes += [conv(f"{name}/c", last, inputs, channels), Site(name, (f"{name}/c",))]
+        last, inputs = name, channels
+    shape = (3, layers[0][2], layers[0][2])
+    return watched(Network("n", ("a", "b"), shape, 1.0, 0, tuple(nodes), ()))
+
+
+def test_the_last_layer_of_each_resolution_is_watched():
+    assert watching(("a", 4, 8), ("b", 4, 8), ("c", 4, 4), ("d", 4, 4)) == ("b", "d")
+
+
+def test_the_last_four_resolutions_are_watched():
+    assert watching(*((f"s{side}", 2, side) for side in (32, 16, 8, 4, 2))) == ("s16", "s8", "s4", "s2")
+
+
+def test_maps_that_are_too_large_are_not_watched():
+    """64 places of 8,192 channels squared are above 2^31; 64 of 1,024 are below."""
+    assert watching(("a", 1024, 8), ("b", 8192, 8), ("c", 4, 4)) == ("a", "c")
+    assert watching(("b", 8192, 8)) == ()

@@ -613,7 +613,8 @@ def test_command_writes_both_teachers(commanded):
         assert about["recipe"] == {
             "epochs": 2, "small_epochs": 1, "qat_epochs": 0, "batch_size": 16, "optimizer": "muon", "lr": 0.01,
             "head_lr": 0.1, "label_smoothing": 0.1, "dropout": 0.0, "cutout": 0, "cutmix": 0.0, "batch_norm": True,
-            "sr": 0.05, "pct3x3": None, "ema": 0.0, "initial": None, "precision": "float32", "seed": 0,
+            "sr": 0.05, "pct3x3": None, "ema": 0.0, "initial": None, "weights": None, "mean": None,
+            "std": None, "precision": "float32", "seed": 0,
         }  # fmt: skip
         assert (about["dataset"], about["images"], about["classes"]) == (
             "imagefolder:few", "few's digest", ["even", "odd"]

@@ -33,7 +33,10 @@ def nothing_written(monkeypatch, tmp_path):
 
 
 BAD = [
-    ("--epochs 0", "--epochs must be at least 1, got 0"),
+    (
+        "--epochs 0",
+        "--epochs 0 trains nothing, and squeezenet has fresh weights: name others by --weights or --initial",
+    ),
     ("--epochs x", "--epochs must be a whole number, got 'x'"),
     ("--small-epochs -1", "--small-epochs must be at least 0, got -1"),
     ("--qat-epochs 0.5", "--qat-epochs must be a whole number, got '0.5'"),
@@ -56,7 +59,7 @@ BAD = [
     ("--seed -1", "--seed must be at least 0, got -1"),
     ("--dataset mnist", "--dataset must be digits, cifar10 or imagefolder, got 'mnist'"),
     ("--device tpu", "--device must be auto, cpu or cuda, got 'tpu'"),
-    ("--epochs -3", "--epochs must be at least 1, got -3"),
+    ("--epochs -3", "--epochs must be at least 0, got -3"),
     ("--epochs 1e3", "--epochs must be a whole number, got '1e3'"),
     (f"--epochs {LONG}", f"--epochs must be a whole number of at most 63 bits, got {LONG}"),
     (f"--batch-size {2**63}", f"--batch-size must be a whole number of at most 63 bits, got {2**63}"),
@@ -175,7 +178,7 @@ def test_unknown_model_ends_with_status_2(capsys, nothing_written):
 
 
 def test_all_bad_values_are_reported_at_once(capsys, nothing_written):
-    argv = "--model vgg99 --epochs 0 --lr -1 --sr 1.5 --pct3x3 1 --seed x --data-dir here"
+    argv = "--model vgg99 --epochs -1 --lr -1 --sr 1.5 --pct3x3 1 --seed x --data-dir here"
     assert [problem.split(" must ")[0] for problem in told_by(capsys, *argv.split())] == [
         "--epochs",
         "--lr",
@@ -228,5 +231,5 @@ def test_cuda_without_a_gpu(capsys, nothing_written, monkeypatch):
 
 def test_cuda_without_a_gpu_is_reported_with_the_rest(capsys, nothing_written, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    found = told_by(capsys, "--device", "cuda", "--epochs", "0")
+    found = told_by(capsys, "--device", "cuda", "--epochs", "-1")
     assert [problem.split()[0] for problem in found] == ["--epochs", "--device"]

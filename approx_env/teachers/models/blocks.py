@@ -4,12 +4,14 @@ A record point is an `nn.Identity` behind the activation that it names. A networ
 need: `layers` maps each approximated layer to the path of its record point, in forward order; `attention` names the
 layers whose attention maps are compared; `image_size` is the side of its images in pixels; `standardised` says whether
 each image is brought to one mean and contrast first (`data.standardise`); `resizable` says whether other image sizes
-pass, too. Nothing else knows a model class.
+pass, too. Nothing else knows a model class. A network of a user's own has any of them, or none: `traits` says what then
+holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -40,6 +42,30 @@ class Blocks(nn.Module):
             if name in self.pool_after:
                 x = self.pool(x)
         return x
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What others need to know of a network; the attributes of `Blocks` by their names."""
+
+    layers: Mapping[str, str] | None  # None: whatever is multiplied, as `int8.sites` has it
+    attention: tuple[str, ...] | None  # None: what `int8.sites.watched` says
+    image_size: int
+    standardised: bool
+
+
+def traits(module: nn.Module) -> Traits:
+    """What a module says of itself in the attributes of `Blocks`.
+
+    A module of a user's own may call something else by these names, a `ModuleList` for instance. That is left alone.
+    """
+    layers, attention, side = (getattr(module, name, None) for name in ("layers", "attention", "image_size"))
+    return Traits(
+        layers if isinstance(layers, Mapping) else None,
+        tuple(attention) if isinstance(attention, list | tuple) else None,
+        side if isinstance(side, int) else Blocks.image_size,
+        getattr(module, "standardised", False) is True,
+    )
 
 
 def conv_block(

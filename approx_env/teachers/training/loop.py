@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from approx_env.int8 import quantize
 from approx_env.teachers import models, store
 from approx_env.teachers.augment import augment, flips
 from approx_env.teachers.checkpoint import Checkpoint
+from approx_env.teachers.models.blocks import traits
+from approx_env.teachers.models.own import load_weights, origin
+from approx_env.teachers.models.pixels import absorb
 from approx_env.teachers.muon import Muon
 from approx_env.teachers.qat import FakeQuantised
 from approx_env.teachers.training.recipe import LEARNING_RATES, Recipe
@@ -66,22 +70,23 @@ def train(
     *,
     device: str = "cpu",
     observe: Callable[[dict[str, Any]], None] = lambda record: None,
-) -> models.Blocks:
+) -> nn.Module:
     """Trains `model_name` on the train split, from the checkpoint if there is one, and returns it in eval mode.
 
     Args:
+        model_name: as `models.build` takes it.
         observe: is told of every epoch: `stage`, `epoch`, `loss`, `validation_accuracy`, `learning_rate`, `seconds`,
             `input_seconds`.
 
     Raises:
-        InputError: the checkpoint was made by another model, dataset or recipe; the initial teacher has other weights.
+        InputError: the checkpoint was made by another model, dataset or recipe; errors of `begun`.
     """
     torch.manual_seed(recipe.seed)
-    model = models.build(model_name, len(dataset.classes), **recipe.architecture)
-    if recipe.initial is not None:
-        begin_from(recipe.initial, model)
+    model = begun(model_name, dataset, recipe)
+    identity = _identity(model_name, dataset, recipe) | origin(model_name, recipe.weights)
     model = model.to(device, memory_format=torch.channels_last)
-    dataset = dataset.sized(model.image_size)
+    about = traits(model)
+    dataset = dataset.sized(about.image_size)
     decayed = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() == 1]
     highest, decay = recipe.lr or LEARNING_RATES[recipe.optimizer], WEIGHT_DECAYS["sgd"]
@@ -91,10 +96,9 @@ def train(
         decayed, highest = decayed[-1:], recipe.head_lr
     groups = [{"params": decayed, "weight_decay": decay}, {"params": vectors}]
     optimizers["sgd"] = torch.optim.SGD(groups, highest, momentum=MOMENTUM, nesterov=True)
-    identity = _identity(model_name, dataset, recipe)
     del identity["qat_epochs"]  # a finished float training may be carried on with any number of them
     stage = _Stage("float", model, optimizers, recipe.epochs, recipe.small_epochs, Checkpoint(checkpoint, identity))
-    return _fit(stage, recipe, dataset, model.standardised, observe).eval()
+    return _fit(stage, recipe, dataset, about.standardised, observe).eval()
 
 
 def train_quantised(
@@ -110,7 +114,7 @@ def train_quantised(
     model = FakeQuantised(draft).to(device)
     weights = [*model.weights.values(), *model.biases.values(), *model.log_scales.values()]
     optimizers = {"sgd": torch.optim.SGD(weights, QAT_LEARNING_RATE, momentum=MOMENTUM, nesterov=True)}
-    identity = _identity(draft.header["model"], dataset, recipe)
+    identity = _identity(draft.header["model"], dataset, recipe) | {"weights in float": _digest(draft)}
     stage = _Stage("QAT", model, optimizers, recipe.qat_epochs, 0, Checkpoint(checkpoint, identity))
     return _fit(stage, replace(recipe, ema=0.0), dataset, draft.header["standardised"], observe).draft()
 
@@ -120,12 +124,35 @@ def _identity(model: str, dataset: data.Dataset, recipe: Recipe) -> dict[str, An
     return {"model": model, "dataset": dataset.name, "images": dataset.digest} | asdict(recipe)
 
 
-def begin_from(path: str, model: models.Blocks) -> None:
-    weights = store.read_float(path).state_dict()
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise InputError(f"--initial {path} holds another network: name a float teacher of the same one") from error
+def _digest(draft: quantize.Draft) -> str:
+    """SHA-256 of a draft's weights and biases."""
+    whole = hashlib.sha256()
+    for parts in draft.parts.values():
+        for name in ("float_weight", "float_bias"):
+            if name in parts:
+                whole.update(np.ascontiguousarray(parts[name]).tobytes())
+    return whole.hexdigest()
+
+
+def begun(model_name: str, dataset: data.Dataset, recipe: Recipe) -> nn.Module:
+    """The network as its training begins: with fresh weights, or with those that the recipe names.
+
+    Raises:
+        InputError: the network cannot be made (see `models.build`), or these weights are not for it.
+    """
+    model = models.build(model_name, len(dataset.classes), **recipe.architecture)
+    if recipe.weights is not None:
+        load_weights(model, recipe.weights)
+    if recipe.initial is not None:
+        try:
+            model.load_state_dict(store.read_float(recipe.initial).state_dict())
+        except RuntimeError as error:
+            raise InputError(
+                f"--initial {recipe.initial} holds another network: name a float teacher of the same one"
+            ) from error
+    if recipe.mean is not None:
+        absorb(model, recipe.mean, recipe.std)
+    return model
 
 
 @dataclass(frozen=True)

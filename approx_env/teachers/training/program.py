@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from approx_env import data, options
 from approx_env.engines import build as engines
@@ -23,8 +24,11 @@ from approx_env.int8.network import Network
 from approx_env.options import option
 from approx_env.teachers import models, store
 from approx_env.teachers.journal import Journal
+from approx_env.teachers.models import own
+from approx_env.teachers.models.blocks import traits
+from approx_env.teachers.models.own import origin
 from approx_env.teachers.precision import bf16_in_hardware
-from approx_env.teachers.training.loop import accuracy, begin_from, predictor, train, train_quantised
+from approx_env.teachers.training.loop import accuracy, begun, predictor, train, train_quantised
 from approx_env.teachers.training.recipe import Recipe
 
 
@@ -32,7 +36,9 @@ from approx_env.teachers.training.recipe import Recipe
 class Command(Recipe):
     """Everything that the command line decides."""
 
-    model: str = option("squeezenet", "network to train", choices=tuple(models.MODELS))
+    model: str = option(
+        "squeezenet", f"network to train: {models.NAMES}", type=models.named, kind=models.NAMES, metavar="MODEL"
+    )
     dataset: str = option("digits", "images to train on", choices=data.DATASETS)
     data_dir: str | None = option(None, "folder of cifar10 (default data) or imagefolder", metavar="DIR")
     device: str = option("auto", "where to train; auto: cuda if there is one", choices=("auto", "cpu", "cuda"))
@@ -56,7 +62,7 @@ class _Accuracies:
 def write_teachers(
     stem: Path,
     model_name: str,
-    module: models.Blocks,
+    module: nn.Module,
     dataset: data.Dataset,
     recipe: Recipe,
     *,
@@ -69,8 +75,8 @@ def write_teachers(
     Scales are fitted on the calibration split in each way there is, and trained if the recipe says so; the INT8
     network that is best on validation is written. Accuracies are measured, printed and kept in the JSON.
     """
-    dataset = dataset.sized(module.image_size)
-    drafts = _fitted(model_name, module.cpu(), dataset)
+    dataset = dataset.sized(traits(module).image_size)
+    drafts = _fitted(models.name_of(model_name), module.cpu(), dataset)
     if recipe.qat_epochs:
         told = {"device": device, "observe": observe}
         checkpoint = _beside(stem, "qat.checkpoint")
@@ -78,8 +84,8 @@ def write_teachers(
     networks = {name: draft.network() for name, draft in drafts.items()}
     found = _measured(module, networks, dataset)
     _tell(found)
-    about = _about(dataset, recipe, found, command)
-    store.write_float(_beside(stem, "float.json"), model_name, module, about)
+    about = _about(dataset, recipe, found, command) | origin(model_name, recipe.weights)
+    store.write_float(_beside(stem, "float.json"), models.name_of(model_name), module, about)
     path = _beside(stem, "int8.json")
     store.write(path, networks[found.chosen], about)
     print(f"wrote {path}")
@@ -89,22 +95,23 @@ def _beside(stem: Path, suffix: str) -> Path:
     return stem.with_name(f"{stem.name}.{suffix}")
 
 
-def _fitted(model_name: str, module: models.Blocks, dataset: data.Dataset) -> dict[str, quantize.Draft]:
+def _fitted(model_name: str, module: nn.Module, dataset: data.Dataset) -> dict[str, quantize.Draft]:
     """The module in INT8, with scales fitted in each way there is."""
     calibration, _ = dataset.load("calibration")
+    about = traits(module)
     ways = {"MSE-optimal": quantize.mse_scale, "clipped maximum": quantize.clipped_maximum_scale}
     return {
         name: quantize.draft(
-            module, calibration, model=model_name, classes=dataset.classes, layers=module.layers,
-            attention=module.attention, standardised=module.standardised, scale_of=scale_of,
+            module, calibration, model=model_name, classes=dataset.classes, layers=about.layers,
+            attention=about.attention, standardised=about.standardised, scale_of=scale_of,
         )
         for name, scale_of in ways.items()
     }  # fmt: skip
 
 
-def _measured(module: models.Blocks, networks: dict[str, Network], dataset: data.Dataset) -> _Accuracies:
+def _measured(module: nn.Module, networks: dict[str, Network], dataset: data.Dataset) -> _Accuracies:
     held_out = {split: dataset.load(split) for split in ("validation", "test")}
-    predict = predictor(module, module.standardised)
+    predict = predictor(module, traits(module).standardised)
     float_ = {split: accuracy(predict, *part) for split, part in held_out.items()}
     runners = {name: engines.build(network, _engine()) for name, network in networks.items()}
     by_scales = {name: accuracy(runner.forward, *held_out["validation"]) for name, runner in runners.items()}
@@ -152,10 +159,11 @@ def _run(argv: list[str]) -> None:
         precision = "bf16" if bf16_in_hardware(device) else "float32"
     recipe = Recipe(**{entry.name: getattr(given, entry.name) for entry in fields(Recipe)} | {"precision": precision})
     dataset = data.load(given.dataset, given.data_dir)
-    stem = Path(given.output) / f"{given.model}-{dataset.name.replace(':', '-')}"
+    stem = Path(given.output) / store.stem_of(models.name_of(given.model), dataset.name)
     _check(given, recipe, dataset, stem)
     memory.keep_freed_memory()
-    print(f"training on {device}, {torch.get_num_threads()} threads, {precision}", flush=True)
+    if recipe.epochs or recipe.qat_epochs:
+        print(f"training on {device}, {torch.get_num_threads()} threads, {precision}", flush=True)
     if _engine() == "portable":
         print("this CPU has no AVX2: INT8 accuracies are measured by the portable engine, slowly", flush=True)
     with Journal(stem) as journal:
@@ -167,11 +175,12 @@ def _run(argv: list[str]) -> None:
 
 def _check(given: Command, recipe: Recipe, dataset: data.Dataset, stem: Path) -> None:
     """Whatever would end the command after its epochs ends it now; makes the output's folder."""
-    sized = dataset.sized(models.outline(given.model).image_size)
+    module = begun(given.model, dataset, recipe)
+    sized = dataset.sized(traits(module).image_size)
     for split in ("calibration", "validation", "test"):
         sized.load(split)
-    if recipe.initial is not None:
-        begin_from(recipe.initial, models.build(given.model, len(dataset.classes), **recipe.architecture))
+    if own.parsed(given.model):
+        _check_own(given, module, sized)
     for kind in ("float", "int8"):
         _check_replaceable(_beside(stem, f"{kind}.json"), dataset)
     try:
@@ -181,6 +190,18 @@ def _check(given: Command, recipe: Recipe, dataset: data.Dataset, stem: Path) ->
         longest.unlink()
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise InputError(f"--output {stem.parent} cannot be written ({error}): choose another folder") from error
+
+
+def _check_own(given: Command, module: nn.Module, dataset: data.Dataset) -> None:
+    """Raises InputError, with every problem, if the network has no INT8 counterpart; tells what was left out."""
+    about = traits(module)
+    few, _ = dataset.load("calibration", 1)
+    quantize.quantize(
+        module, few, model=models.name_of(given.model), classes=dataset.classes, layers=about.layers,
+        attention=about.attention, standardised=about.standardised,
+    )  # fmt: skip
+    if note := getattr(module, "note", ""):
+        print(f"note: {note}")
 
 
 def _check_replaceable(path: Path, dataset: data.Dataset) -> None:
@@ -211,17 +232,37 @@ def _engine() -> str:
 def _contradictions(given: Command, names: set[str]) -> Iterator[tuple[set[str], str]]:
     yield from data.contradictions(given.dataset, names)
     try:
-        models.outline(given.model, **given.architecture)
+        models.check_options(given.model, **given.architecture)
     except InputError as error:
         for problem in error.problems:
-            yield {"model", "sr", "pct3x3"}, problem
-    if given.small_epochs and not models.outline(given.model).resizable:
+            yield {"model", "sr", "pct3x3", "batch_norm", "dropout"}, problem
+    is_own = own.parsed(given.model) is not None
+    if given.small_epochs and (is_own or not models.outline(given.model).resizable):
         yield {"model", "small_epochs"}, f"--small-epochs: {given.model} reads one image size only, leave it out"
     if given.small_epochs > given.epochs:
         text = f"--small-epochs must be at most --epochs, got {given.small_epochs} of {given.epochs}"
         yield {"epochs", "small_epochs"}, text
+    yield from _of_weights(given, is_own)
     if given.device == "cuda" and not torch.cuda.is_available():
         yield {"device"}, "--device cuda: torch sees no GPU here, use --device cpu"
+
+
+def _of_weights(given: Command, is_own: bool) -> Iterator[tuple[set[str], str]]:
+    """What is wrong with the options that say what weights to begin from."""
+    if given.initial is not None and is_own:
+        text = f"--initial is for networks of ours: give {given.model} its weights by --weights"
+        yield {"model", "initial"}, text
+    if given.weights is not None and given.initial is not None:
+        yield {"weights", "initial"}, "--weights says what weights to begin from, and so does --initial: leave one out"
+    if given.weights is not None and given.model.endswith(".onnx"):
+        yield {"weights", "model"}, f"--weights: {given.model} holds its weights itself: leave it out"
+    if not (given.epochs or is_own or given.weights or given.initial):
+        text = f"--epochs 0 trains nothing, and {given.model} has fresh weights: name others by --weights or --initial"
+        yield {"model", "epochs"}, text
+    if (given.mean is None) != (given.std is None):
+        yield {"mean", "std"}, "--mean and --std belong together: give both, or leave both out"
+    if given.mean is not None and not (is_own or given.weights):
+        yield {"mean", "model", "weights"}, f"--mean and --std are of given weights, and {given.model} has fresh ones"
 
 
 def _device(asked: str) -> str:
