@@ -156,6 +156,8 @@ def _measured_before(job: Job) -> dict[str, bytes]:
 
 
 def _run(argv: list[str] | None) -> None:
+    from search.results import page
+
     processes.prepare()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     torch.set_num_threads(1)
@@ -171,6 +173,7 @@ def _run(argv: list[str] | None) -> None:
         print(f"{job.folder} is finished: its results are in best.json")
     if not adapted:
         _adapt(job)
+    page.write(job.folder)
 
 
 def _adapt(job: Job) -> None:

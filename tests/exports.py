@@ -36,6 +36,7 @@ PACKAGES = {
     "vvp": "iverilog",
     "yosys": "yosys",
     "nm": "binutils",
+    "chromium": "chromium",
 }
 TMAX = 120
 
