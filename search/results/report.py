@@ -170,7 +170,7 @@ def _write_page(runs: Sequence[str], file: Path) -> None:
     made = page.of_runs(found) if len(found) > 1 else page.of_run(found[0], page.links_from(found[0].folder, file))
     try:
         Folder(file.parent).write(file.name, made.encode())
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{HTML} {file} cannot be written ({error}): name a file in a folder that is there") from error
     print(f"page in {file}")
 

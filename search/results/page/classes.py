@@ -31,7 +31,7 @@ def changes(run: Run) -> Section | None:
         alt = (f"Change of accuracy by class, from {drawn['change_points'].min():.2f} to "
                f"{drawn['change_points'].max():.2f} points")  # fmt: skip
         svg = figures.drawn(figures.classes, "classes", alt, list(drawn["class"]), list(drawn["change_points"]),
-                            height=0.8 + 0.24 * len(drawn))  # fmt: skip
+                            height=1.2 + 0.24 * len(drawn))  # fmt: skip
         most = f" The {DRAWN} greatest changes of {len(changed)}." if len(changed) > DRAWN else ""
         parts = [Drawing(svg, f"What each class gains or loses.{most}", table)]
     return Section("classes", "Classes", [*parts, *_pictures(run)])

@@ -175,8 +175,8 @@ def histogram(axes: Axes, counts: np.ndarray, codes: Sequence[int]) -> None:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set(ylim=(lowest / 2, 2), xlim=(-2, min(len(counts), np.flatnonzero(counts).max(initial=9) + 6)),
-             xlabel="code", ylabel="share of codes")  # fmt: skip
+    highest = max(tmax, np.flatnonzero(counts).max(initial=0))
+    axes.set(ylim=(lowest / 2, 2), xlim=(-2, highest + 4), xlabel="code", ylabel="share of codes")
     for name, at, dashes in (("t1", t1, "-"), ("t2", t2, "--"), ("tmax", tmax, "-.")):
         axes.axvline(at + 0.5, color=INK, linewidth=1, linestyle=dashes)
         axes.annotate(name, (at + 0.5, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)

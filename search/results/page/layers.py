@@ -62,7 +62,7 @@ def sensitivity(run: Run) -> Section | None:
     single = drops.loc[run.layers]
     most = single["approximated"].idxmax()
     svg = figures.drawn(figures.sensitivity, "sensitivity", f"Drop by layer; {most} alone costs most", run.layers,
-                        single["approximated"], single["exact"], height=1.2 + 0.24 * len(single))  # fmt: skip
+                        single["approximated"], single["exact"], height=1.6 + 0.24 * len(single))  # fmt: skip
     rows = [(name, f"{each['approximated']:.2f}", f"{each['exact']:.2f}") for name, each in drops.iterrows()]
     table = Table("Drop on search images, points", ("layer", "it alone approximated", "it alone exact"), rows,
                   folded=True)  # fmt: skip

@@ -32,7 +32,7 @@ def cost(run: Run) -> Section | None:
     if shares is None:
         return None
     alt = ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items())
-    svg = figures.drawn(figures.multiplications, "cost", f"One bar of all multiplications: {alt}", shares, height=1.5)
+    svg = figures.drawn(figures.multiplications, "cost", f"One bar of all multiplications: {alt}", shares, height=1.6)
     words = {"natural": "zero in the exact network, too", "zero": "zero by the codes",
              "shared": "product with v1 or v2, shared", "exact": "exact"}  # fmt: skip
     table = Table("Of all multiplications of the network", ("what", "share"),
