@@ -136,7 +136,7 @@ def read(folder: Path, **more) -> Reader:
 
 def test_the_verdict_is_one_line(whole):
     assert verdict.sentence(reading.read(Folder(whole))) == (
-        "Teacher 90.00%, with these codes 80.00% on test: a drop of 10.00 points (95 % interval 9.02 to 10.98). Of all "
+        "Teacher 90.00%, with these codes 80.00% on test: a drop of 10.00 points (95\u00a0% interval 9.02 to 10.98). Of all "
         "multiplications 25.0% are zero, 12.5% shared and 62.5% exact; relative energy 0.625 by Horowitz 45 nm."
     )
 

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 
 
 def write(folder: Folder) -> None:
-    """Writes a run's page into its folder, whole.
+    """Writes a run's page into its folder, whole, and says so.
 
     Raises:
         InputError: the folder holds no run that can be shown, or cannot be written.
@@ -40,6 +40,7 @@ def write(folder: Folder) -> None:
             f"{folder}/{FILE} cannot be written ({error}): the results are whole; make room, then "
             f"python -m search.report {folder} --html {FILE}"
         ) from error
+    print(f"report in {folder}/{FILE}")
 
 
 def of_run(run: Run, links: str | None = None, live: bool = False) -> str:

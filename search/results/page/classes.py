@@ -19,20 +19,19 @@ def changes(run: Run) -> Section | None:
     if found is None:
         return None
     known = found.dropna().sort_values("change_points")
-    changed = known[known["change_points"] != 0]
-    drawn = changed.loc[changed["change_points"].abs().nlargest(DRAWN).index].sort_values("change_points")
+    drawn = known.loc[known["change_points"].abs().nlargest(DRAWN).index].sort_values("change_points")
     heads = ("class", "test images", "exact teacher", "these codes", "change, points")
     rows = [(each["class"], str(each["images"]), f"{each['acc_teacher']:.2%}", f"{each['acc_student']:.2%}",
              f"{each['change_points']:+.2f}") for each in known.to_dict("records")]  # fmt: skip
     table = Table("Accuracy by class", heads, rows, folded=True)
-    if drawn.empty:
+    if not drawn["change_points"].any():
         parts: list[Any] = [Text("No class gains or loses on test."), table]
     else:
         alt = (f"Change of accuracy by class, from {drawn['change_points'].min():.2f} to "
                f"{drawn['change_points'].max():.2f} points")  # fmt: skip
         svg = figures.drawn(figures.classes, "classes", alt, list(drawn["class"]), list(drawn["change_points"]),
                             height=1.2 + 0.24 * len(drawn))  # fmt: skip
-        most = f" The {DRAWN} greatest changes of {len(changed)}." if len(changed) > DRAWN else ""
+        most = f" The {DRAWN} greatest changes of {len(known)} classes." if len(known) > DRAWN else ""
         parts = [Drawing(svg, f"What each class gains or loses.{most}", table)]
     return Section("classes", "Classes", [*parts, *_pictures(run)])
 

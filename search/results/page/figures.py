@@ -223,7 +223,7 @@ def classes(axes: Axes, names: Sequence[str], changes: Sequence[float]) -> None:
     places = -np.arange(len(names))
     for place, change in zip(places, changes, strict=True):
         kind = "v1" if change > 0 else "exact"
-        axes.barh(place, change, color=COLOURS[kind], hatch=HATCHES["v1"] if change > 0 else "", edgecolor=INK,
+        axes.barh(place, change, 0.7, color=COLOURS[kind], hatch=HATCHES["v1"] if change > 0 else "", edgecolor=INK,
                   linewidth=0.6)  # fmt: skip
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set(yticks=places, yticklabels=[_short(name) for name in names], xlabel="change of accuracy on test, points")

@@ -180,7 +180,7 @@ def provenance(run: Run) -> Section:
         "teacher": teacher.get("file"),
         "SHA-256 of its arrays": teacher.get("sha256"),
         "SHA-256 of the images": about.get("images"),
-        "energy": " ".join(map(str, map(about.get("cost", {}).get, ("name", "source")))) if "cost" in about else None,
+        "energy": ": ".join(about["cost"][name] for name in ("name", "source")) if "cost" in about else None,
         "host": ", ".join(str(about[name]) for name in ("host", "system") if name in about),
         "CPU threads": about.get("cpu_threads"),
         "versions": ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),

@@ -41,7 +41,7 @@ def _drop(points: float, error: float | None) -> str:
     if error is None:
         return f"a drop of {points:.2f} points"
     half = INTERVAL * error
-    return f"a drop of {points:.2f} points (95 % interval {points - half:.2f} to {points + half:.2f})"
+    return f"a drop of {points:.2f} points (95\u00a0% interval {points - half:.2f} to {points + half:.2f})"
 
 
 def _saved(run: Run) -> str:
