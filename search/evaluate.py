@@ -100,7 +100,7 @@ def _measured(found: Subject, settings: Settings) -> dict[str, Any]:
         "relative_energy_sites": score.relative_energy_sites,
         "relative_energy": score.relative_energy,
         "cost": asdict(scorer.energy) | {"scope": energy.SCOPE},
-        "classes": _classes(found, scorer, logits),
+        "classes": distill.class_changes(logits, scorer.teacher_logits, scorer.labels, found.network.classes),
         "notes": list(found.notes),
     }
 
@@ -120,16 +120,6 @@ def _drop(score: Score) -> dict[str, Any]:
 
 def _by_kind(shares: Sequence[float]) -> dict[str, float]:
     return {kind: float(share) for kind, share in zip(KINDS, shares, strict=True)}
-
-
-def _classes(found: Subject, scorer: Evaluator, logits: torch.Tensor) -> list[dict[str, Any]]:
-    names, labels = found.network.classes, scorer.labels
-    both = (distill.class_accuracies(each, labels, len(names)) for each in (scorer.teacher_logits, logits))
-    return [
-        {"class": name, "images": int((labels == label).sum()), "acc_teacher": before, "acc_student": after,
-         "change_points": None if before is None else 100 * (after - before)}
-        for label, (name, before, after) in enumerate(zip(names, *both, strict=True))
-    ]  # fmt: skip
 
 
 def report(found: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from approx_env.engines import memory
 from approx_env.options import option, switch
 from search import codes, config
 from search.job import Job, prepare
-from search.results import store
+from search.results import page, store
 from search.stages.adaptation import Adaptation, adapt
 
 
@@ -88,6 +88,8 @@ def _run(argv: list[str] | None) -> None:
     adaptation = Adaptation(job, read_codes(settings, job), recipe, output, method, settings.device)
     memory.keep_freed_memory()
     adapt(adaptation)
+    if settings.output is None:
+        page.write(job.folder)
     print(f"student in {output}")
 
 

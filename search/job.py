@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -297,9 +298,17 @@ def claim(job: Job) -> lease.Owner:
             job.folder.write_json(store.RUN, job.earlier | {"resumed": [*job.earlier.get("resumed", []), again]})
         else:
             job.folder.write_json(store.RUN, describe(job))
+        job.folder.write(store.HISTOGRAMS, _histograms(job.problem.calibration))
     except OSError as error:
         raise InputError(f"--results {job.settings.results} cannot be written ({error}): choose another") from error
     return owner
+
+
+def _histograms(found: calibration.Calibration) -> bytes:
+    """How often each layer's codes came on calibration images, as the bytes of a Parquet file."""
+    rows = [{"layer": layer.name, "code": code, "count": int(count)}
+            for layer in found.layers for code, count in enumerate(layer.histogram)]  # fmt: skip
+    return store.parquet(rows, store.HISTOGRAM_COLUMNS)
 
 
 def differences(job: Job) -> list[str]:
@@ -328,6 +337,7 @@ def describe(job: Job) -> dict[str, Any]:
         "arguments": asdict(job.settings) | {"episodes": job.settings.budget, "num_env_runners": job.settings.runners},
         "seeds": list(job.settings.seeds),
         "dataset": job.dataset.name,
+        "images": job.dataset.digest,
         "split_seed": data.SPLIT_SEED,
         "splits": {split: job.dataset.size(split) for split in data.SPLITS},
         "teacher": job.teacher.about,
@@ -340,6 +350,8 @@ def describe(job: Job) -> dict[str, Any]:
         "versions": _versions(),
         "python": sys.version.split()[0],
         "cpu_threads": os.cpu_count(),
+        "host": platform.node(),
+        "system": platform.platform(),
     }
 
 

@@ -38,6 +38,7 @@ PACKAGES = {
     "vvp": "iverilog",
     "yosys": "yosys",
     "nm": "binutils",
+    "chromium": "chromium",
 }
 TMAX = 120
 

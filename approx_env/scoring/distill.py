@@ -7,6 +7,8 @@ is one; exp and log are those of `elementary`; a mean over images is the correct
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,6 +63,27 @@ def class_accuracies(logits: Logits, labels: np.ndarray | torch.Tensor, classes:
     """`hard_accuracy` of the images of each class; None of a class without images."""
     right, labels = np.asarray(logits).argmax(1) == np.asarray(labels), np.asarray(labels)
     return [float(right[labels == each].mean()) if (labels == each).any() else None for each in range(classes)]
+
+
+def class_changes(
+    student: Logits, teacher: Logits, labels: np.ndarray | torch.Tensor, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What each class gains or loses, in the order of labels.
+
+    Args:
+        student, teacher: logits `(n, classes)`.
+        names: of the classes.
+
+    Returns:
+        `class`, `images`, `acc_teacher` and `acc_student` in [0, 1], and `change_points`. The last three are None of a
+        class without images.
+    """
+    both = (class_accuracies(logits, labels, len(names)) for logits in (teacher, student))
+    return [
+        {"class": name, "images": int((np.asarray(labels) == label).sum()), "acc_teacher": before, "acc_student": after,
+         "change_points": None if before is None else 100 * (after - before)}
+        for label, (name, before, after) in enumerate(zip(names, *both, strict=True))
+    ]  # fmt: skip
 
 
 def with_interval(drop: float, error: float) -> str:

@@ -51,6 +51,7 @@ SEEDS = Kind(
 MAPPINGS = Kind(
     "a list of mappings", lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value)
 )
+TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value))
 
 RUN = {
     "run": NAME,
@@ -63,6 +64,7 @@ RUN = {
 RENAMED = {"layers": "model", "batch_size": "calib_batch_size"}  # options that older runs name otherwise
 COST = {"name": TEXT, "source": TEXT, "scope": TEXT, "zero_pj": NUMBER, "shared_pj": NUMBER, "exact_pj": NUMBER}
 OPTIONAL = {
+    "command": TEXTS,
     "cost": COST,
     "splits": MAPPING,
     "versions": MAPPING,
@@ -81,6 +83,10 @@ BEST = {
         "validation": {"teacher": SHARE, "student": SHARE, "drop_points": NUMBER},
         "float_teacher": {"validation": SHARE, "test": SHARE},
     },
+}
+STUDENT_MEASURES = {
+    name: NUMBER
+    for name in (*store.MEASURES, "kd", "relative_energy", "mac_zero_all", "mac_shared_all", "mac_exact_all")
 }
 BEST_COST = {"table": TEXT, "relative_energy": NUMBER}  # older runs lack it
 
@@ -126,6 +132,31 @@ def best_json(folder: Folder, about: Mapping[str, Any]) -> dict[str, Any]:
     for layer, codes in best["layers"].items():
         _check(codes, {f"{name}_code": CODE for name in store.CODE_FIELDS}, f"{store.BEST}: layers.{layer}")
     return best
+
+
+def student_json(folder: Folder) -> dict[str, Any]:
+    """What finetune.json says.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    told = _json(folder, store.STUDENT_SUMMARY)
+    _check(told, {"chosen": TEXT, "validation": MAPPING, "test": STUDENT_MEASURES}, store.STUDENT_SUMMARY)
+    _check(told["validation"], dict.fromkeys(told["validation"], STUDENT_MEASURES), store.STUDENT_SUMMARY)
+    curve = told.get("curve", [])
+    _check({"curve": curve}, {"curve": MAPPINGS}, store.STUDENT_SUMMARY)
+    for point in curve:
+        _check(point, {"step": WHOLE, "drop_points": NUMBER, "kd": NUMBER}, f"{store.STUDENT_SUMMARY}: curve")
+    return told
+
+
+def check_table(table: pa.Table, expected: pa.Schema, file: str) -> None:
+    """Raises ValueError unless a table has the columns that are expected of a file."""
+    try:
+        _check_columns(table, expected)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def faults(folder: Folder, about: Mapping[str, Any]) -> dict[str, str]:

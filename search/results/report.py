@@ -1,6 +1,7 @@
 """Compares runs in one Markdown table: `python -m search.report results/reference/*`.
 
-With `--beside` the table is of what stands beside each run's configuration: baselines, and students.
+With `--beside` the table is of what stands beside each run's configuration: baselines, and students. With `--html FILE`
+it writes a page instead, of one run or of several, and with `--live` it serves the page of one.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,8 +21,15 @@ from search import objectives
 from search.results import beside, inspection, store
 from search.results.folder import Folder
 
-BESIDE = "--beside"
-USAGE = f"python -m search.report [{BESIDE}] RUN [RUN ...]"
+BESIDE, HTML, LIVE = "--beside", "--html", "--live"
+USAGE = f"python -m search.report [{BESIDE} | {HTML} FILE | {LIVE}] RUN [RUN ...]"
+HELP = f"""usage: {USAGE}
+
+Prints finished runs as a Markdown table. A run is a folder that search.run wrote, or s3://bucket/path.
+{BESIDE}: prints what stands beside each run's configuration: baselines, if it is not quintile, and the students in its
+folder and in those below it. Folders NAME-0, NAME-1 and so on are seeds of one recipe.
+{HTML} FILE: writes one page that needs no network: the whole report of one run, or a comparison of several.
+{LIVE}: serves the page of one run to browsers of this machine, and reads its rows again every few seconds."""
 HEADS = (
     "network", "teacher on test, float / INT8", "search", "episodes x seeds",
     "best return of each seed, mean (lowest)", "drop on validation, points", "drop on test, points",
@@ -122,18 +131,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(arguments: list[str]) -> None:
     if {"-h", "--help"} & set(arguments):
-        told = (
-            "Prints finished runs as a Markdown table. A run is a folder that search.run wrote, or s3://bucket/path.\n"
-            f"{BESIDE}: prints what stands beside each run's configuration: baselines, if it is not quintile, and the "
-            "students in its folder and in those below it. Folders NAME-0, NAME-1 and so on are seeds of one recipe."
-        )
-        print(f"usage: {USAGE}\n\n{told}")
+        print(HELP)
         return
-    shown = table_beside if BESIDE in arguments else table
-    arguments = [argument for argument in arguments if argument != BESIDE]
-    unknown = [argument for argument in arguments if argument.startswith("-")]
-    if unknown:
+    options = [argument for argument in arguments if argument.startswith("-")]
+    if unknown := [option for option in options if option not in (BESIDE, HTML, LIVE)]:
         raise InputError(f"{unknown[0]} is no option of search.report: {USAGE}")
-    if not arguments:
+    if len(options) > 1:
+        raise InputError(f"{options[0]} and {options[1]} do not go together: give one of {BESIDE}, {HTML} and {LIVE}")
+    file = _file(arguments) if HTML in options else None
+    runs = [argument for argument in arguments if argument not in options]
+    if file is not None:
+        runs.remove(file)
+    if not runs:
         raise InputError("name the folders of one or more runs: python -m search.report results/reference/*")
-    print(shown(arguments))
+    if LIVE in options:
+        if len(runs) > 1:
+            raise InputError(f"{LIVE} serves one run, and {len(runs)} are named: python -m search.report {LIVE} RUN")
+        _serve(runs[0])
+    elif file is not None:
+        _write_page(runs, Path(file))
+    else:
+        print(table_beside(runs) if BESIDE in options else table(runs))
+
+
+def _file(arguments: Sequence[str]) -> str:
+    """What stands behind `--html`."""
+    following = [*arguments, ""][arguments.index(HTML) + 1]
+    if not following or following.startswith("-"):
+        raise InputError(f"{HTML} must name the file to write: python -m search.report RUN {HTML} FILE")
+    return following
+
+
+def _write_page(runs: Sequence[str], file: Path) -> None:
+    from search.results import page
+    from search.results.page import reading
+
+    found = [reading.read(Folder(run)) for run in runs]
+    made = page.of_runs(found) if len(found) > 1 else page.of_run(found[0], page.links_from(found[0].folder, file))
+    try:
+        Folder(file.parent).write(file.name, made.encode())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{HTML} {file} cannot be written ({error}): name a file in a folder that is there") from error
+    print(f"page in {file}")
+
+
+def _serve(run: str) -> None:
+    from search.results.page import live
+
+    live.serve(Folder(run), lambda address: print(f"{address}\nCtrl-C ends it", flush=True))

@@ -21,6 +21,8 @@ EPISODES = "episodes"
 ROWS_A_PART = 1000  # a part is written anew with each flush: more would take longer, fewer leave more files
 RUN, TOP, BEST, BASELINES = "run.json", "top.parquet", "best.json", "baselines.parquet"
 PARETO = "pareto.parquet"  # of a run whose objective is a front
+HISTOGRAMS = "histograms.parquet"  # of calibration
+CLASSES, CHANGED = "classes.parquet", "changed.parquet"  # what the chosen configuration changes
 STUDENT, STUDENT_ARRAYS = "student.int8.json", "student.int8.safetensors"  # of `search.finetune`
 STUDENT_SUMMARY = "finetune.json"  # what it measured
 TORN_READS, TORN_SECONDS = 3, 0.5  # an object that is replaced while it is read comes torn: then it is read again
@@ -106,6 +108,27 @@ def pareto_schema(layers: Sequence[str]) -> pa.Schema:
         *((f"{layer}_{field}", pa.int16()) for layer in layers for field in CODE_FIELDS),
     ]
     return pa.schema(columns)
+
+
+HISTOGRAM_COLUMNS = pa.schema([("layer", pa.string()), ("code", pa.int16()), ("count", pa.int64())])
+CLASS_COLUMNS = pa.schema(
+    [
+        ("class", pa.string()),
+        ("images", pa.int64()),
+        ("acc_teacher", pa.float64()),
+        ("acc_student", pa.float64()),
+        ("change_points", pa.float64()),
+    ]
+)
+CHANGED_COLUMNS = pa.schema(
+    [
+        ("position", pa.int64()),
+        ("label", pa.string()),
+        ("teacher", pa.string()),
+        ("student", pa.string()),
+        ("png", pa.binary()),
+    ]
+)
 
 
 def configuration_columns(layers: Sequence[str], codes: Sequence[Sequence[int]], tmax: Sequence[int]) -> dict[str, int]:
@@ -210,9 +233,19 @@ def read_part(folder: Folder, name: str) -> pa.Table:
     Raises:
         ValueError: it is damaged.
     """
+    return read_table(folder, f"{EPISODES}/{name}")
+
+
+def read_table(folder: Folder, name: str) -> pa.Table:
+    """What a Parquet file holds, which may be replaced meanwhile.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
     for left in reversed(range(1 if folder.local else TORN_READS)):
         try:
-            return pq.read_table(pa.BufferReader(folder.read(f"{EPISODES}/{name}")))
+            return pq.read_table(pa.BufferReader(folder.read(name)))
         except (ValueError, OSError) as error:
             if isinstance(error, FileNotFoundError) or not left:
                 raise

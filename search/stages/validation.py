@@ -16,6 +16,7 @@ from approx_env.errors import InputError
 from approx_env.int8 import cost
 from approx_env.int8.energy import SCOPE
 from approx_env.scoring.baselines import Baseline
+from approx_env.scoring.distill import class_changes
 from approx_env.scoring.evaluator import Configuration, Evaluator, Score
 from search import telling
 from search.config import Settings
@@ -23,7 +24,7 @@ from search.job import Job
 from search.objectives import OBJECTIVES, excess
 from search.results import selection, store
 from search.results.folder import as_json
-from search.stages import comparison, front
+from search.stages import changes, comparison, front
 from search.stages.comparison import Outcome
 from search.stages.trials import patiently
 from search.workers.runners import Runners
@@ -57,7 +58,9 @@ def finish(job: Job, handle: ray.actor.ActorHandle) -> None:
     validated = _validate(job, configurations)
     position = validated.position
     test_evaluator = Evaluator(job.held_out["test"])
-    test = test_evaluator.evaluate(configurations[position])
+    taken = test_evaluator.taken(configurations[position])
+    test, (logits,) = taken.scores[0], taken.logits()
+    classes = class_changes(logits, test_evaluator.teacher_logits, test_evaluator.labels, job.problem.network.classes)
     chosen = ([codes[-1] for codes in configurations[position]], validated.scores[position], measured(test))
     compared = comparison.rows(validated.baselines, chosen, test_evaluator, energy)
     points = _front(job, top, validated, measured(test))
@@ -66,6 +69,8 @@ def finish(job: Job, handle: ray.actor.ActorHandle) -> None:
     files = {
         store.TOP: store.parquet(_rows(top, validated.scores), store.validated_schema(layers)),
         store.BASELINES: comparison.parquet(compared, job.name, best["model"], best["dataset"], layers),
+        store.CLASSES: store.parquet(classes, store.CLASS_COLUMNS),
+        store.CHANGED: changes.parquet(job.held_out["validation"], configurations[position]),
         **({store.PARETO: front.parquet(points, layers)} if points else {}),
         store.BEST: as_json(best),  # last: with it the run is finished
     }

@@ -106,7 +106,7 @@ def test_a_run_makes_a_student_in_the_end(capsys):
     """And when it goes on: nothing is searched again for it."""
     made = command.run("--layers alexnet --algorithm quintile --search-images 32 --finetune-epochs 0.2")
     assert made.status == 0, made.errors
-    assert made.output.splitlines()[-1] == f"student in {made.folder}"
+    assert made.output.splitlines()[-2:] == [f"student in {made.folder}", f"report in {made.folder}/report.html"]
     found = student.read(made.folder / store.STUDENT)
     assert found.about["student"]["recipe"]["epochs"] == 0.2
     assert found.about["student"]["layers"] == made.json(store.BEST)["layers"]
@@ -117,7 +117,9 @@ def test_a_run_makes_a_student_in_the_end(capsys):
     assert (made.folder / store.STUDENT_ARRAYS).read_bytes() == arrays
     capsys.readouterr()
     assert run.main(["--resume", "r", "--results", str(made.folder.parent)]) == 0
-    assert capsys.readouterr().out == f"{made.folder} is finished: its results are in best.json\n"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{made.folder} is finished: its results are in best.json", f"report in {made.folder}/report.html",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ def test_the_column_of_energies_is_there_if_one_of_the_runs_has_it(monkeypatch):
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help(capsys, flag):
     assert report.main([flag]) == report.main([RUN, flag]) == 0
-    assert "usage: python -m search.report [--beside] RUN" in capsys.readouterr().out
+    assert "usage: python -m search.report [--beside | --html FILE | --live] RUN" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

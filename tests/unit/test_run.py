@@ -9,6 +9,7 @@ import pytest
 import ray
 
 from approx_env.errors import Failure, InputError
+from approx_env.scoring import calibration
 from search import job, run
 from search.config import Settings
 from search.results import lease, ledger, store
@@ -76,7 +77,18 @@ def test_a_head_without_cores_cannot_score(monkeypatch):
 
 def job_in(folder: Folder, monkeypatch, earlier: dict | None = None) -> SimpleNamespace:
     monkeypatch.setattr(job, "describe", lambda job: {"run": "r"})
-    return SimpleNamespace(folder=folder, earlier=earlier, settings=Settings(results="x", search_images=32))
+    problem = SimpleNamespace(calibration=calibration.uncounted({"conv1": 35}))
+    settings = Settings(results="x", search_images=32)
+    return SimpleNamespace(folder=folder, earlier=earlier, settings=settings, problem=problem)
+
+
+def test_a_run_keeps_the_histograms_that_it_was_calibrated_by(tmp_path, monkeypatch):
+    made = job_in(Folder(tmp_path / "r"), monkeypatch)
+    made.problem.calibration.layers[0].histogram[7] = 3
+    with run.claimed(made):
+        kept = store.read_table(made.folder, store.HISTOGRAMS).to_pandas()
+    assert list(kept["code"]) == list(range(256))
+    assert kept[kept["count"] > 0].to_dict("records") == [{"layer": "conv1", "code": 7, "count": 3}]
 
 
 def fail_in_a_run(made: SimpleNamespace, rows: bool) -> None:

@@ -64,9 +64,15 @@ class Evaluator:
     asked: list = []
     layers = LAYERS[::-1]
     teacher_accuracy = 0.91
+    labels = np.array([0, 0, 0, 0, 1, 1, 1])
+    teacher_logits = np.eye(2)[[0, 0, 0, 1, 1, 1, 1]]
 
     def __init__(self, problem):
         assert len(problem.labels) == 7
+
+    def taken(self, configuration):
+        logits = np.eye(2)[[0, 0, 1, 1, 1, 1, 1]]
+        return SimpleNamespace(scores=[self.evaluate(configuration)], logits=lambda: [logits])
 
     def evaluate(self, configuration) -> Score:
         Evaluator.asked.append(configuration)
@@ -84,6 +90,7 @@ def finish(monkeypatch, tmp_path):
     asked.clear()
     monkeypatch.setattr(validation, "Runners", Runners)
     monkeypatch.setattr(validation, "Evaluator", Evaluator)
+    monkeypatch.setattr(validation.changes, "parquet", lambda problem, codes: b"%d" % len(problem.labels))
     monkeypatch.setattr(validation, "patiently", lambda handle, answer: answer)
 
     def run(max_acc_drop: float, **settings):
@@ -95,7 +102,7 @@ def finish(monkeypatch, tmp_path):
             settings=Settings(max_acc_drop=max_acc_drop, num_env_runners=4, **settings),
             name="r",
             problem=SimpleNamespace(
-                network=SimpleNamespace(model="squeezenet", layers=LAYERS),
+                network=SimpleNamespace(model="squeezenet", layers=LAYERS, classes=("no", "yes")),
                 calibration=CALIBRATION,
                 energy=energy.read("jouppi-7nm"),
             ),
@@ -113,7 +120,7 @@ def finish(monkeypatch, tmp_path):
 
 def test_the_most_accurate_one_within_the_drop_is_chosen(finish):
     best, files = finish(2.0)
-    assert list(files) == [store.TOP, store.BASELINES, store.BEST]  # best.json last: with it the run is finished
+    assert list(files) == [store.TOP, store.BASELINES, store.CLASSES, store.CHANGED, store.BEST]  # best.json last: with it the run is finished
     assert best["selection"] == {
         "rule": "highest validation accuracy within a drop of 2 points", "within_max_acc_drop": True,
         "rank_by_return": 3, "trial": "ppo-seed0", "episode_id": "ppo-seed0-1", "search_return": 0.1,
@@ -140,9 +147,18 @@ def test_test_images_are_read_for_the_chosen_one_alone(finish):
     assert len({tuple(table.values.tobytes() for table in tables) for tables in others}) == 6
 
 
+def test_classes_are_those_of_test_and_changed_images_those_of_validation(finish):
+    _, files = finish(2.0)
+    assert pq.read_table(io.BytesIO(files[store.CLASSES])).to_pylist() == [
+        {"class": "no", "images": 4, "acc_teacher": 0.75, "acc_student": 0.5, "change_points": -25.0},
+        {"class": "yes", "images": 3, "acc_teacher": 1.0, "acc_student": 1.0, "change_points": 0.0},
+    ]
+    assert files[store.CHANGED] == b"5"
+
+
 def test_of_a_front_each_point_is_read_once_on_test_and_the_cheapest_within_the_drop_is_chosen(finish, capsys):
     best, files = finish(2.0, objective="pareto")
-    assert list(files) == [store.TOP, store.BASELINES, store.PARETO, store.BEST]
+    assert list(files) == [store.TOP, store.BASELINES, store.CLASSES, store.CHANGED, store.PARETO, store.BEST]
     assert best["selection"]["episode_id"] == "ppo-seed0-2" and best["selection"]["within_max_acc_drop"]
     assert best["selection"]["rule"] == "fewest exact multiplications within a validation drop of 2 points"
     assert Evaluator.asked[0] == store.codes_of(ROWS[2], LAYERS)
