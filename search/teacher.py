@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,9 +47,9 @@ def _made_before(settings: Settings, name: str, dataset: data.Dataset) -> Teache
     origin = own.origin(settings.model, settings.weights)
     if not path.exists():
         model = settings.model if own.parsed(settings.model) else f"FILE.py:{name}"
-        options = {"--model": model, "--weights": settings.weights, "--epochs": 0, "--dataset": settings.dataset,
+        options = {"--model": model, "--weights": settings.weights, "--epochs": "0", "--dataset": settings.dataset,
                    "--data-dir": settings.data_dir}  # fmt: skip
-        command = " ".join(f"{flag} {value}" for flag, value in options.items() if value is not None)
+        command = shlex.join(part for option in options.items() if option[1] is not None for part in option)
         raise InputError(f"{path} is not there: make it by `python -m approx_env.training {command}`, which quantises "
                          "trained weights, or name another teacher with --teacher")  # fmt: skip
     found = teachers.read(path)

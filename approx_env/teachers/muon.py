@@ -41,9 +41,11 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Takes one step along the gradients."""
+        """Takes one step along the gradients; a parameter without one stays."""
         for group in self.param_groups:
             for parameter in group["params"]:
+                if parameter.grad is None:  # a user's network may have frozen weights, or some that it never runs
+                    continue
                 gradient, state = parameter.grad, self.state[parameter]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(parameter)

@@ -195,6 +195,31 @@ def test_weights_of_other_pixels(here, tmp_path):
     assert found["ours"] == store.read("teachers/Net-digits.int8.json").about["float_accuracy"]["test"]
 
 
+def test_a_training_goes_on_with_the_same_files_alone(here, capsys, tmp_path):
+    """The path is the same; what lies there is not."""
+    (tmp_path / "net.py").write_text(block("net.py"))
+    tensors = load_file(here / "net.safetensors")
+    save_file(tensors, tmp_path / "w.safetensors")
+    begin = f"--model {tmp_path}/net.py:Net --weights {tmp_path}/w.safetensors --epochs 1 --qat-epochs 1 --output "
+    assert program.main(f"{begin}{tmp_path}/t".split()) == 0
+    assert program.main(f"{begin}{tmp_path}/t".split()) == 0
+    assert "resuming after epoch 1" in capsys.readouterr().out
+    save_file(tensors | {"features.0.bias": tensors["features.0.bias"] + 1}, tmp_path / "w.safetensors")
+    unfinished = f"{tmp_path}/t/Net-digits.checkpoint is an unfinished training with another "
+    assert program.main(f"{begin}{tmp_path}/t".split()) == 2
+    assert f"{unfinished}weights: finish it" in capsys.readouterr().err
+    (tmp_path / "net.py").write_text(block("net.py") + "# now")
+    assert program.main(f"{begin}{tmp_path}/t".split()) == 2
+    assert f"{unfinished}file, weights: finish it" in capsys.readouterr().err
+    (tmp_path / "t/Net-digits.checkpoint").unlink()
+    quantised = begin.replace("--epochs 1", "--epochs 0", 1)
+    assert program.main(f"{quantised}{tmp_path}/u".split()) == 0
+    save_file(tensors, tmp_path / "w.safetensors")
+    capsys.readouterr()
+    assert program.main(f"{quantised}{tmp_path}/u".split()) == 2
+    assert "u/Net-digits.qat.checkpoint is an unfinished training with another weights in float" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_the_documents_commands(tmp_path):
     (tmp_path / "net.py").write_text(block("net.py"))

@@ -125,6 +125,15 @@ def test_groups_have_their_own_rules():
     assert [one.item(), two.item()] == pytest.approx([1 - 0.5 * spread(1.0), 1 + 0.25 * spread(1.0)])
 
 
+def test_a_parameter_without_a_gradient_stays():
+    still, moved = (nn.Parameter(torch.ones(1, 1)) for _ in range(2))
+    optimizer = Muon([still, moved], lr=0.25, momentum=0.9, weight_decay=0.5)
+    moved.grad = torch.ones(1, 1)
+    optimizer.step()
+    assert still.item() == 1 and moved.item() < 1
+    assert set(optimizer.state_dict()["state"]) == {1}
+
+
 def test_state_goes_to_disk_and_back(tmp_path):
     gradients = [random_matrix((6, 4), seed) for seed in range(4)]
     rules = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}

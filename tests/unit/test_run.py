@@ -102,7 +102,7 @@ def test_bad_input_that_shows_late_costs_no_rows(tmp_path, monkeypatch):
     made = job_in(Folder(tmp_path / "r"), monkeypatch)
     fail_in_a_run(made, rows=True)
     assert (made.folder / store.EPISODES).read("part-1.parquet") == b"rows"
-    assert made.folder.names() == [store.RUN]  # and nobody holds the lease
+    assert made.folder.names() == [store.HISTOGRAMS, store.RUN]  # and nobody holds the lease
 
 
 def test_bad_input_leaves_no_folder_without_rows(tmp_path, monkeypatch):

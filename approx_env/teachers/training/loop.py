@@ -83,7 +83,8 @@ def train(
     """
     torch.manual_seed(recipe.seed)
     model = begun(model_name, dataset, recipe)
-    identity = _identity(model_name, dataset, recipe) | origin(model_name, recipe.weights)
+    files = origin(model_name, recipe.weights)  # another file may have come to the same path
+    identity = _identity(model_name, dataset, recipe) | {name.partition("_")[0]: files[name] for name in files}
     model = model.to(device, memory_format=torch.channels_last)
     about = traits(model)
     dataset = dataset.sized(about.image_size)
