@@ -16,12 +16,14 @@ from approx_env import data
 from approx_env.int8.nodes import (
     INPUT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
     GlobalAveragePool,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -107,10 +109,12 @@ class FloatReference:
                 return F.max_pool2d(x, node.kernel, node.stride, ceil_mode=node.ceil)
             case Concatenation():
                 return torch.cat(inputs, 1)
-            case Addition():
+            case Addition() | ScaledAddition():
                 return _fake_quantise(inputs[0] + inputs[1], self._network.scales[node.name])
             case Flatten():
                 return x.flatten(1)
+            case AveragePool():
+                return F.avg_pool2d(x, node.kernel, node.stride)
             case GlobalAveragePool():
                 return x.mean((2, 3))
         raise NotImplementedError(type(node).__name__)

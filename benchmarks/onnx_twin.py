@@ -10,6 +10,7 @@ from approx_env.int8.network import Network
 from approx_env.int8.nodes import (
     INPUT,
     Addition,
+    AveragePool,
     Concatenation,
     Convolution,
     Flatten,
@@ -17,6 +18,7 @@ from approx_env.int8.nodes import (
     Linear,
     MaxPool,
     Node,
+    ScaledAddition,
     Site,
     Weighted,
 )
@@ -70,10 +72,13 @@ class _Writer:
                 value = self._add("MaxPool", [self._value(node.inputs[0])], f"{node.name}.value", **window)
             case Concatenation():
                 value = self._add("Concat", [self._value(name) for name in node.inputs], f"{node.name}.value", axis=1)
-            case Addition():
+            case Addition() | ScaledAddition():
                 value = self._add("Add", [self._value(name) for name in node.inputs], f"{node.name}.value")
             case Flatten():
                 value = self._add("Flatten", [self._value(node.inputs[0])], f"{node.name}.value")
+            case AveragePool():
+                window = {"kernel_shape": [node.kernel] * 2, "strides": [node.stride] * 2}
+                value = self._add("AveragePool", [self._value(node.inputs[0])], f"{node.name}.value", **window)
             case GlobalAveragePool():
                 mean = self._add("GlobalAveragePool", [self._value(node.inputs[0])], f"{node.name}.mean")
                 value = self._add("Flatten", [mean], f"{node.name}.value")

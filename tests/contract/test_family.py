@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from torchvision.models import resnet
 
 from approx_env import data
 from approx_env.engines import build as engines
@@ -159,6 +160,25 @@ def test_search(name, trained, few_digits, tmp_path, monkeypatch, capsys):
     assert len(rows) == 3
     assert all(f"{layer}_t1" in rows for layer in layers)
     assert list(json.loads((tmp_path / "r" / "best.json").read_text())["layers"]) == list(layers)
+
+
+@pytest.mark.parametrize("block", [resnet.BasicBlock, resnet.Bottleneck])
+def test_residual_blocks_of_torchvision(block, few_digits):
+    """Which add in place, and run one ReLU module several times."""
+    torch.manual_seed(0)
+    wide = 16 * block.expansion
+    shortcut = torch.nn.Sequential(torch.nn.Conv2d(16, wide, 1, 2), torch.nn.BatchNorm2d(wide))
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU(), block(16, 16, 2, shortcut), block(wide, 16),
+        torch.nn.Identity(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(wide, 10),
+    ).eval()  # fmt: skip
+    images, _ = few_digits.load("calibration")
+    made = quantize.quantize(module, images, model="own", classes=few_digits.classes, layers={"a": "4"}, attention=())
+    assert sum(isinstance(node, ScaledAddition) for node in made.nodes) == 2
+    exact = loop.predictor(module)(images)
+    assert (VectorEngine(made).forward(images) - exact).abs().max() < 0.05 * exact.abs().max()
+    for engine in twins.ENGINES.values():
+        twins.check_every_node(made, images[:3], {"a": ((3, 20, 50, 90), 120)}, engine)
 
 
 def test_quantising_needs_no_model_class(few_digits):

@@ -17,9 +17,9 @@ from benchmarks.float_reference import FloatReference
 IMAGES = 128
 
 
-@pytest.fixture(scope="module")
-def problem():
-    return workload.problem("squeezenet", IMAGES)
+@pytest.fixture(scope="module", params=["squeezenet", "resnet8"])
+def problem(request):
+    return workload.problem(request.param, IMAGES)
 
 
 def test_images_beyond_the_digits_repeat_them(digits):

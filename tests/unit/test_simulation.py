@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch.nn import functional as F
 from approx_env import tap
 from approx_env.adapt.simulation import Simulation
 from approx_env.adapt.straight_through import Approximate, Convolve, Instead, Requantise
+from approx_env.int8.nodes import ScaledAddition
 
 
 def test_rounding_and_tap_pass_the_gradient(ramp):
@@ -93,6 +96,19 @@ def test_convolutions_of_whole_numbers_have_torchs_gradients(bf16, groups):
     for one, other in zip(*results, strict=True):
         assert one.dtype == torch.float32
         assert (one - other).norm() <= (0.01 if bf16 else 1e-5) * other.norm()
+
+
+def test_gradients_pass_a_scaled_addition_where_it_is_not_cut(ramp):
+    """The sum is 4 c - c / 2 of codes c; two of eight are above 255."""
+    half = replace(ramp.by_name["conv"], name="half", weight=-ramp.by_name["conv"].weight, logits=True,
+                   relu=False, multiplier=np.full(1, 2**15, np.int32), inputs=("ramp",))  # fmt: skip
+    added = ScaledAddition("sum", ("ramp", "half"), np.array([2**18, 1], np.int32), half.scale)
+    simulation = Simulation(replace(ramp, nodes=(*ramp.nodes[:2], half, added)), {})
+    pixels = torch.tensor([129, 130, 131, 133, 140, 200, 254, 255], dtype=torch.uint8).view(1, 1, 1, 8)
+    total = simulation.outputs(pixels)["sum"]
+    assert total.flatten().tolist() == [4, 7, 11, 18, 42, 252, 255, 255]
+    of_first, of_half = torch.autograd.grad(total.sum(), list(simulation.biases))
+    assert (of_first.item(), of_half.item()) == (6 * 3.5, 6 * 0.5)
 
 
 @pytest.mark.parametrize("tmax", [40, 255])
