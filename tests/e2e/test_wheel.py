@@ -40,7 +40,7 @@ def wheel(checkout, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_it_holds_every_module_and_every_shipped_teacher(checkout, wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    kept = (".py", ".json", ".safetensors", ".toml", ".c", ".h", ".v")
+    kept = (".py", ".json", ".safetensors", ".toml", ".c", ".h", ".v", ".html", ".css", ".js")
     files = [path for package in PACKAGES for path in (checkout / package).rglob("*") if path.suffix in kept]
     assert held == {str(path.relative_to(checkout)) for path in files}
 

@@ -69,7 +69,7 @@ def _inline(svg: str, ident: str, alt: str) -> Markup:
         text = re.sub(rf' id="{KEY}(\w+)"', r' data-key="\1"', found[0])
         text = re.sub(r' id="([^"]+)"', lambda own: f' id="{ident}-{own[1]}"' if own[1] in referred else "", text)
         text = re.sub(r'(href="|url\()#', rf"\1#{ident}-", text)
-        text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", text)
+        text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.4g}", text)
         return re.sub(r"#0000[0-9a-f]{2}", lambda colour: f"var(--{BY_COLOUR[colour[0]]})", text)
 
     svg = re.sub(r"<[^>]+>", tag, svg)
