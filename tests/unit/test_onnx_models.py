@@ -244,6 +244,11 @@ REFUSED = {
         ["Add of shapes (None, 3, 8, 8) and (None, 3, 1, 1) is not supported: in b_node",
          "Gemm with transA=1 is not supported: in y_node"],
     ),
+    "malformed": (
+        [node("Conv", "x w b", "a"), node("Conv", "a w b", "y", strides=[2])], {"w": array(2, 3, 3, 3), "b": array(3)},
+        ["Conv is malformed (The size of tensor a (2) must match the size of tensor b (3) at non-singleton dimension 0): "
+         "in a_node, y_node"],
+    ),
     "too large": (
         [node("ConstantOfShape", "s", "a"), node("Relu", "x", "y")], {"s": np.array([2**20, 2**20])},
         ["ConstantOfShape of more than 268435456 numbers is not supported: in a_node"],

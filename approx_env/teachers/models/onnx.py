@@ -76,8 +76,9 @@ class _Reader:
         for node in graph.node:
             try:
                 self._visit(node)
-            except Refusal as refusal:
-                refused[f"{node.op_type} {refusal}"].append(node.name or node.output[0])
+            except Exception as error:  # a malformed node makes torch, NumPy and onnx's reference raise anything
+                text = error if isinstance(error, Refusal) else f"is malformed ({' '.join(str(error).split())[:100]})"
+                refused[f"{node.op_type} {text}"].append(str(node.name or node.output[0]))
                 self._unknown |= set(node.output)  # what follows is not to be blamed for this one
                 self._tensors |= dict.fromkeys(node.output, IMAGES)
         problems = [f"{named}: {what}: in {', '.join(nodes)}" for what, nodes in refused.items()]

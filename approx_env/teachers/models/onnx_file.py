@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import external_data_helper, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
@@ -38,16 +37,15 @@ class File:
             model = onnx.load(path, load_external_data=False)
             self._check_places(model)
             onnx.checker.check_model(str(path))
-            self._inferred = shape_inference.infer_shapes(model).graph
+            inferred = shape_inference.infer_shapes(model).graph
             external_data_helper.load_external_data_for_model(model, str(path.parent))
+            self.constants = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
         except InputError:
             raise
-        except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
+        except Exception as error:  # what protobuf, onnx and NumPy raise for a damaged file has no common name
             text = " ".join(str(error).split())[:300]
             raise InputError(f"--model {path} cannot be read as an ONNX model ({text}): export it anew") from error
         self.graph, self._opsets = model.graph, model.opset_import
-        self.constants = {each.name: numpy_helper.to_array(each) for each in self.graph.initializer}
-        inferred = self._inferred
         self._shapes = {
             each.name: _dimensions(each) for each in (*inferred.value_info, *inferred.input, *inferred.output)
         }

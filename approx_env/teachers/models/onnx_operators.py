@@ -237,7 +237,7 @@ def _filled(module: nn.Module, **arrays: np.ndarray) -> nn.Module:
     """The module with these parameters and buffers."""
     with torch.no_grad():
         for name, array in arrays.items():
-            getattr(module, name).copy_(torch.tensor(array))
+            getattr(module, name).copy_(torch.tensor(np.asarray(array, np.float32)))
     return module
 
 
