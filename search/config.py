@@ -242,7 +242,7 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
         text = f"--num-env-runners {settings.runners} needs as many cores, and this machine has {cores}: ask for fewer"
         yield {"num_env_runners", "address"}, text
     if settings.quiet and settings.json:
-        yield {"quiet", "json"}, "--quiet and --json are two ways to print: leave one out"
+        yield {"quiet", "json"}, "--quiet prints the last line alone, and --json prints events: leave one out"
     if settings.resume is not None:
         for name in sorted(given.difference(RESUMABLE)):
             yield {name}, f"{options.flag(name)} is what run {settings.resume} was started with: leave it out"

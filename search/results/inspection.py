@@ -107,8 +107,9 @@ def run_json(folder: Folder) -> dict[str, Any]:
     _check(about, RUN | {name: kind for name, kind in OPTIONAL.items() if name in about}, store.RUN)
     for layer, said in about["layers"].items():
         _check(said, {"tmax": CODE}, f"{store.RUN}: layers.{layer}")
-    if (rungs := about["arguments"].get("rungs")) is not None:
-        _check({"rungs": rungs}, {"rungs": SEEDS}, f"{store.RUN}: arguments")
+    for name, kind in (("rungs", SEEDS), ("budget_exact", SHARE)):
+        if (value := about["arguments"].get(name)) is not None:
+            _check({name: value}, {name: kind}, f"{store.RUN}: arguments")
     return about
 
 

@@ -66,7 +66,8 @@ def export(place: str, output: str, *, force: bool = False) -> int:
         raise InputError(f"{folder} has no rows yet: export it when the search has scored something")
     space = _space(about)
     named = [name for name in (*NAMES, "time", "return", *SCORES) if name in rows.columns]
-    front = OBJECTIVES[about["arguments"].get("objective", "return")].front
+    objective = OBJECTIVES.get(about["arguments"].get("objective"))  # an older run has none
+    front = objective is not None and objective.front
     scored = list(rows.each((*named, *space), "time, seed, episode, search_images"))
     highest = max(row["search_images"] for row in scored)
     journal = _Journal()

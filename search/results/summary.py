@@ -80,8 +80,8 @@ def summary(place: str | Folder) -> Summary:
         "model": arguments["model"],
         "dataset": about["dataset"],
         "algorithm": arguments["algorithm"],
-        "objective": arguments.get("objective", "return"),
-        "sites": arguments.get("sites", "standard"),
+        "objective": str(arguments.get("objective", "return")),
+        "sites": str(arguments.get("sites", "standard")),
         "seeds": len(arguments["seeds"]),
         "episodes": arguments["episodes"],
         "search_images": counted["images"],
@@ -91,9 +91,18 @@ def summary(place: str | Folder) -> Summary:
         "validation_drop_points": metrics["validation"]["drop_points"] if best else None,
         "test_drop_points": metrics["acc_drop"] if best else None,
         "relative_energy": metrics["cost"]["relative_energy"] if "cost" in metrics else None,
-        "started": about.get("started"),
-        "state": FINISHED if best else AT_WORK if lease.held(folder) else CUT_OFF,
+        "started": str(about["started"]) if "started" in about else None,
+        "state": FINISHED if best else AT_WORK if _held(folder) else CUT_OFF,
     }
+
+
+def _held(folder: Folder) -> bool:
+    try:
+        return lease.held(folder)
+    except OSError as error:
+        raise InputError(
+            f"{folder}/{lease.FILE} cannot be read ({error}): remove it if no driver writes the run"
+        ) from error
 
 
 def best_json(folder: Folder, about: Mapping[str, Any]) -> dict[str, Any] | None:

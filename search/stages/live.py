@@ -171,8 +171,12 @@ class Watch(threading.Thread):
         self._ended = threading.Event()
 
     def __enter__(self) -> None:
-        self._display.__enter__()
-        self.start()
+        try:
+            self._display.__enter__()
+            self.start()
+        except BaseException:  # Ctrl-C may come as soon as the cursor is hidden
+            self._display.__exit__(*sys.exc_info())
+            raise
 
     def __exit__(self, kind, *error) -> None:
         try:

@@ -133,6 +133,17 @@ def test_the_terminal_is_as_it_was_in_the_end(monkeypatch, error):
     assert "\x1b[2K" in text[text.rindex("hill-seed1") :]  # the table's lines are erased
 
 
+def test_the_cursor_is_back_though_ctrl_c_comes_at_the_start(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", terminal)
+    made = watch(monkeypatch)
+    made.start = lambda: (_ for _ in ()).throw(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt), made:
+        raise AssertionError
+    assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().index("\x1b[?25l")
+
+
 def test_a_program_gets_what_has_changed_and_the_end(monkeypatch, capsys):
     last = replace(PROGRESS, finished=4, searches={"hill-seed0": Searched(4, 0.25, 1.5)})
     with telling.begun(as_json=True):

@@ -86,6 +86,22 @@ def test_a_damaged_run_is_named_and_hides_no_other(tmp_path, capsys):
     assert found["d"].startswith("damaged: ") and "holds rows of run r, and run.json is of another" in found["d"]
 
 
+def test_what_was_edited_is_named(tmp_path, capsys):
+    write_run(tmp_path / "budget", arguments=ABOUT["arguments"] | {"budget_exact": "half"})
+    write_run(tmp_path / "lease")
+    (tmp_path / "lease" / lease.FILE).mkdir()
+    for name, said in (
+        ("budget", "arguments.budget_exact must be a number in 0..1"),
+        ("lease", "lease.json cannot be"),
+    ):
+        assert program.main(["show", str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
+    write_run(tmp_path / "odd", started=5, arguments=ABOUT["arguments"] | {"objective": ["x"], "sites": None})
+    write_run(tmp_path / "older")
+    assert len(lines(capsys, "list", "--results", tmp_path, "--sort", "objective")) == 4
+    assert len(lines(capsys, "list", "--results", tmp_path)) == 4
+
+
 @pytest.mark.parametrize("name", ["squeezenet-hill", "alexnet-random"])
 def test_top_is_what_the_run_itself_kept(capsys, name):
     """With rungs, and without."""
