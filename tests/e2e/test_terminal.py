@@ -115,7 +115,7 @@ def test_a_program_reads_events_from_start_to_end():
 
 def test_quiet_is_one_line():
     run = command.run("--model squeezenet_compact --algorithm quintile --num-env-runners 1 --quiet")
-    assert (run.status, run.output, run.errors) == (0, f"results in {run.folder}\n", "")
+    assert (run.status, run.output, run.errors) == (0, f"report in {run.folder / 'report.html'}\n", "")
 
 
 def test_a_line_in_a_file_is_as_before():
