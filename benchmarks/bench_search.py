@@ -226,10 +226,13 @@ class Bench:
                     bench.advance(Search(prepared, algorithm, seed))
 
     def tell(self) -> None:
-        """Prints the tables and draws the curves of all rows that there are."""
+        """Prints the tables and draws the curves of all rows that there are, up to the number of evaluations."""
         rows, choices = self._tables.frame(ROWS), self._tables.frame(CHOICES)
         if rows.empty:
             raise InputError(f"{self._arguments.results} has no rows of searches: leave --draw out to make some")
+        rows = rows[rows["evaluation"] < self._arguments.evaluations]
+        if len(choices):
+            choices = choices[choices["evaluations"] <= self._arguments.evaluations]
         problems = ["model", "teacher", "images"]
         for (model, teacher, images), part in rows.groupby(problems):
             own = choices.merge(part[problems].drop_duplicates()) if len(choices) else choices

@@ -76,10 +76,14 @@ def test_what_begins_by_gradients_has_them(bench):
 
 
 def test_what_is_there_is_drawn_without_a_search(bench, scored):
-    bench(f"{ASKED} --evaluations 2")
+    rows, _, _ = bench(f"{ASKED} --evaluations 4")
     before = len(scored)
-    _, _, output = bench("--draw")
-    assert len(scored) == before and "| quintile | 2 |" in output
+    _, _, whole = bench("--draw")
+    _, _, part = bench("--draw --evaluations 2")
+    assert len(scored) == before and "| quintile | 2 |" in whole
+    assert "best return at 4 |" in whole and "best return at 2 |" in part and "return at 4" not in part
+    best = rows[(rows["algorithm"] == "hill") & (rows["evaluation"] < 2)].groupby("seed")["return"].max().mean()
+    assert f"| hill | 2 | {best:.4f} |" in part
 
 
 def test_rows_of_other_codes_are_refused(bench, tmp_path, monkeypatch, capsys):
