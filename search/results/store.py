@@ -23,6 +23,7 @@ RUN, TOP, BEST, BASELINES = "run.json", "top.parquet", "best.json", "baselines.p
 PARETO = "pareto.parquet"  # of a run whose objective is a front
 HISTOGRAMS = "histograms.parquet"  # of calibration
 CLASSES, CHANGED = "classes.parquet", "changed.parquet"  # what the chosen configuration changes
+ATTENTION = "attention.parquet"  # where teacher and student look
 STUDENT, STUDENT_ARRAYS = "student.int8.json", "student.int8.safetensors"  # of `search.finetune`
 STUDENT_SUMMARY = "finetune.json"  # what it measured
 TORN_READS, TORN_SECONDS = 3, 0.5  # an object that is replaced while it is read comes torn: then it is read again
@@ -127,6 +128,13 @@ CHANGED_COLUMNS = pa.schema(
         ("teacher", pa.string()),
         ("student", pa.string()),
         ("png", pa.binary()),
+    ]
+)
+ATTENTION_COLUMNS = pa.schema(
+    [
+        ("position", pa.int64()),
+        *((name, pa.string()) for name in ("label", "layer")),
+        *((name, pa.binary()) for name in ("png", "teacher", "student")),
     ]
 )
 

@@ -24,7 +24,7 @@ from search.job import Job
 from search.objectives import OBJECTIVES, excess
 from search.results import selection, store
 from search.results.folder import as_json
-from search.stages import changes, comparison, front
+from search.stages import attention, changes, comparison, front
 from search.stages.comparison import Outcome
 from search.stages.trials import patiently
 from search.workers.runners import Runners
@@ -71,6 +71,7 @@ def finish(job: Job, handle: ray.actor.ActorHandle) -> None:
         store.BASELINES: comparison.parquet(compared, job.name, best["model"], best["dataset"], layers),
         store.CLASSES: store.parquet(classes, store.CLASS_COLUMNS),
         store.CHANGED: changes.parquet(job.held_out["validation"], configurations[position]),
+        store.ATTENTION: attention.parquet(job.held_out["validation"], configurations[position]),
         **({store.PARETO: front.parquet(points, layers)} if points else {}),
         store.BEST: as_json(best),  # last: with it the run is finished
     }

@@ -154,7 +154,7 @@ def mark(tmp_path) -> Path:
 
 REMADE = (  # when a run begins or ends, whatever was there
     "best.json", "top.parquet", "baselines.parquet", "histograms.parquet", "classes.parquet", "changed.parquet",
-    "report.html",
+    "attention.parquet", "report.html",
 )  # fmt: skip
 
 

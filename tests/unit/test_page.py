@@ -68,6 +68,9 @@ def write_classes(folder: Path, name: str = "cat") -> None:
     picture = changes.png(np.zeros((3, 8, 8), np.uint8))
     changed = [{"position": 7, "label": name, "teacher": name, "student": "dog", "png": picture}]
     (folder / store.CHANGED).write_bytes(store.parquet(changed, store.CHANGED_COLUMNS))
+    maps = [{"position": 0, "label": name, "layer": layer, "png": picture, "teacher": picture, "student": picture}
+            for layer in LAYERS[:2]]  # fmt: skip
+    (folder / store.ATTENTION).write_bytes(store.parquet(maps, store.ATTENTION_COLUMNS))
 
 
 def write_sensitivity(folder: Path) -> None:
@@ -173,7 +176,8 @@ def test_everything_that_the_run_has_is_shown(whole):
     (whole / "c" / "manifest.json").write_bytes(as_json({"format": "c"}))
     found = read(whole, links="")
     assert [given["id"] for tag, given in found.tags if tag == "section"] == [
-        "cost", "search", "drops", "layers", "sensitivity", "best", "classes", "beside", "adaptation", "provenance",
+        "cost", "search", "drops", "layers", "sensitivity", "best", "classes", "attention", "beside",
+        "adaptation", "provenance",
         "missing",
     ]  # fmt: skip
     for told in ("python -m search.run --model squeezenet", "0123abc", "f00d", "here", "torch 2.15.0",
@@ -346,8 +350,8 @@ def test_what_a_figure_is_told_is_text():
     assert drawn.tags[0][1]["aria-label"] == EVIL and "script" not in dict(drawn.tags)
 
 
-@pytest.mark.parametrize("file", [store.CLASSES, store.CHANGED, store.HISTOGRAMS, sensitivity.FILE, store.TOP,
-                                  store.BASELINES, store.STUDENT_SUMMARY, store.RUN, store.BEST])  # fmt: skip
+@pytest.mark.parametrize("file", [store.CLASSES, store.CHANGED, store.ATTENTION, store.HISTOGRAMS, sensitivity.FILE,
+                                  store.TOP, store.BASELINES, store.STUDENT_SUMMARY, store.RUN, store.BEST])  # fmt: skip
 @pytest.mark.parametrize("content", [b"", b"{}", store.arrow_parquet(pa.table({"x": [1]}))])
 def test_a_file_that_is_damaged_is_told_in_a_sentence(whole, file, content, capsys):
     (whole / file).write_bytes(content)
@@ -404,7 +408,7 @@ def test_what_cannot_be_done_is_told(whole, capsys, arguments, told):
 
 def test_sections_stand_in_the_order_in_which_a_reader_wants_them():
     names = [section.__name__ for section, _ in sections.ORDER]
-    assert names == ["cost", "search", "overfitting", "front", "codes", "sensitivity", "best", "changes",
+    assert names == ["cost", "search", "overfitting", "front", "codes", "sensitivity", "best", "changes", "attention",
                      "approximations", "adaptation", "provenance"]  # fmt: skip
 
 

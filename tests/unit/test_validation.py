@@ -120,7 +120,7 @@ def finish(monkeypatch, tmp_path):
 
 def test_the_most_accurate_one_within_the_drop_is_chosen(finish):
     best, files = finish(2.0)
-    assert list(files) == [store.TOP, store.BASELINES, store.CLASSES, store.CHANGED, store.BEST]  # best.json last: with it the run is finished
+    assert list(files) == [store.TOP, store.BASELINES, store.CLASSES, store.CHANGED, store.ATTENTION, store.BEST]  # best.json last: with it the run is finished
     assert best["selection"] == {
         "rule": "highest validation accuracy within a drop of 2 points", "within_max_acc_drop": True,
         "rank_by_return": 3, "trial": "ppo-seed0", "episode_id": "ppo-seed0-1", "search_return": 0.1,

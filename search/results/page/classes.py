@@ -1,4 +1,4 @@
-"""The section of a page about classes and images whose prediction a configuration changes."""
+"""The sections of a page about classes and images: what a configuration changes, and where it looks."""
 
 from __future__ import annotations
 
@@ -44,10 +44,33 @@ def _pictures(run: Run) -> list[Any]:
         return [Text("No prediction changes among the first validation images.")]
     pictures = [
         Picture(
-            f"data:image/png;base64,{base64.b64encode(each['png']).decode()}",
+            _uri(each["png"]),
             f"Validation image {each['position']}",
             (f"is {each['label']}", f"teacher: {each['teacher']}", f"codes: {each['student']}"),
         )
         for each in found.to_dict("records")
     ]
     return [Text("Validation images whose prediction these codes change:"), Pictures(pictures)]
+
+
+def attention(run: Run) -> Section | None:
+    """Attention maps of a few images, the teacher's beside the student's."""
+    found = run.tables.get(store.ATTENTION)
+    if found is None or found.empty:
+        return None
+    told = ("Where each layer is active, on the first validation images: white is most. The exact teacher's map stands "
+            "before that under these codes; the attention-transfer loss compares the two.")  # fmt: skip
+    parts: list[Any] = [Text(told)]
+    for position, rows in found.groupby("position"):
+        image = f"Validation image {position}"
+        pictures = [Picture(_uri(rows["png"].iloc[0]), image, (f"is {rows['label'].iloc[0]}",))]
+        for row in rows.to_dict("records"):
+            for who, words in (("teacher", "teacher"), ("student", "codes")):
+                alt = f"{image}: attention of {row['layer']}, {words}"
+                pictures.append(Picture(_uri(row[who]), alt, (row["layer"], words)))
+        parts.append(Pictures(pictures))
+    return Section("attention", "Attention", parts)
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -20,6 +20,7 @@ COLUMNS = {
     sensitivity.FILE: sensitivity.COLUMNS,
     store.CLASSES: store.CLASS_COLUMNS,
     store.CHANGED: store.CHANGED_COLUMNS,
+    store.ATTENTION: store.ATTENTION_COLUMNS,
 }
 TABLES = (store.TOP, store.PARETO, *COLUMNS)  # the first two are the run's own, and inspected with it
 Rows = Sequence[Mapping[str, Any]]

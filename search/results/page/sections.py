@@ -205,6 +205,7 @@ ORDER: tuple[tuple[Callable[[Run], Section | None], str], ...] = (
     (layers.sensitivity, "What each layer alone costs: the run has no sensitivity.parquet (--sensitivity makes it)."),
     (best, "The best configurations: the run has no top.parquet."),
     (classes.changes, "Classes and images whose prediction changed: the run is from before they were kept."),
+    (classes.attention, "Attention maps: the run is from before they were kept, or its layers have no places."),
     (approximations, "Baselines: the run is from before they were kept."),
     (adaptation, "A student with weights of its own: python -m search.finetune makes one."),
     (provenance, ""),
