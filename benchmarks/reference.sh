@@ -27,6 +27,7 @@ student() { # RUN NAME OPTION ...
 
 climb='--algorithm hill --objective kd --rungs 1024,4096 --seeds 0,1,2,3,4'
 search alexnet-quintile alexnet --algorithm quintile
+search alexnet-coordinate alexnet --episodes 512 --search-images 1024 --seeds 0,1,2,3,4
 search alexnet-hill alexnet $climb --episodes 256
 search squeezenet-quintile squeezenet --algorithm quintile
 search squeezenet-hill squeezenet $climb --episodes 256
