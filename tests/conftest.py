@@ -174,6 +174,13 @@ def small() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
+def problem(small) -> Problem:
+    """The search problem of `small`, with the return as it is typed."""
+    calibrated = calibration.calibrate(small.network, [small.images])
+    return Problem(small.network, calibrated, small.images, small.labels, Reward())
+
+
+@pytest.fixture(scope="session")
 def few() -> data.Dataset:
     """96 random 3x32x32 images of two classes, 32 of them to train on."""
     generator = np.random.default_rng(1)

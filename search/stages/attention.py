@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from approx_env.engines.base import Engine
-from approx_env.scoring.evaluator import Configuration, Evaluator, Problem
+from approx_env.scoring.evaluator import Configuration, Problem
 from search.results import store
 from search.stages.changes import png
 
 SHOWN = 4  # images
 
 
-def parquet(problem: Problem, configuration: Configuration) -> bytes:
+def parquet(engine: Engine, problem: Problem, configuration: Configuration) -> bytes:
     """Attention maps of a problem's first four images, as the bytes of `attention.parquet`.
 
     Args:
+        engine: of the problem's network.
         problem: of images that are not test's.
         configuration: of the student.
 
@@ -27,17 +27,16 @@ def parquet(problem: Problem, configuration: Configuration) -> bytes:
         image, the exact teacher's map and the student's. A map is an image's energy at each place, divided by its L2
         norm, as the attention-transfer loss has it. Both maps of a row share one scale, from black to white.
     """
-    few = replace(problem, images=problem.images[:SHOWN], labels=problem.labels[:SHOWN])
-    engine, tmax = Evaluator(few).engine, problem.calibration.tmax
-    teacher = _maps(engine, few.images, [None] * len(tmax), tmax)
-    student = _maps(engine, few.images, configuration, tmax)
+    images, tmax = problem.images[:SHOWN], problem.calibration.tmax
+    teacher = _maps(engine, images, [None] * len(tmax), tmax)
+    student = _maps(engine, images, configuration, tmax)
     rows = []
-    for k, image in enumerate(few.images):
+    for k, image in enumerate(images):
         for layer in teacher:
             pair = np.stack([teacher[layer][k], student[layer][k]])
             shades = np.rint(255 * pair / max(pair.max(), np.finfo(float).tiny)).astype(np.uint8)
             of_teacher, of_student = (png(shade[None]) for shade in shades)
-            rows.append({"position": k, "label": problem.network.classes[few.labels[k]], "layer": layer,
+            rows.append({"position": k, "label": problem.network.classes[problem.labels[k]], "layer": layer,
                          "png": png(image), "teacher": of_teacher, "student": of_student})  # fmt: skip
     return store.parquet(rows, store.ATTENTION_COLUMNS)
 

@@ -71,7 +71,7 @@ def finish(job: Job, handle: ray.actor.ActorHandle) -> None:
         store.BASELINES: comparison.parquet(compared, job.name, best["model"], best["dataset"], layers),
         store.CLASSES: store.parquet(classes, store.CLASS_COLUMNS),
         store.CHANGED: changes.parquet(job.held_out["validation"], configurations[position]),
-        store.ATTENTION: attention.parquet(job.held_out["validation"], configurations[position]),
+        store.ATTENTION: attention.parquet(test_evaluator.engine, job.held_out["validation"], configurations[position]),
         **({store.PARETO: front.parquet(points, layers)} if points else {}),
         store.BEST: as_json(best),  # last: with it the run is finished
     }

@@ -5,25 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from approx_env.engines import reference
-from approx_env.scoring import calibration
-from approx_env.scoring.evaluator import Problem, Reward
+from approx_env.scoring.evaluator import Evaluator
 from search.stages import attention
 
 HARSH = [(40, 41, 42, 43, 255)] * 3
 
 
-@pytest.fixture(scope="module")
-def problem(small):
-    return Problem(small.network, calibration.calibrate(small.network, [small.images]), small.images, small.labels,
-                   Reward())  # fmt: skip
-
-
 def rows(problem, configuration) -> list[dict]:
-    return pq.read_table(io.BytesIO(attention.parquet(problem, configuration))).to_pylist()
+    return pq.read_table(io.BytesIO(attention.parquet(Evaluator(problem).engine, problem, configuration))).to_pylist()
 
 
 def picture(png: bytes) -> np.ndarray:

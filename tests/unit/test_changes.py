@@ -7,17 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from approx_env.scoring import calibration
-from approx_env.scoring.evaluator import Problem, Reward
 from search.stages import changes
 
 HARSH = [(40, 41, 42, 43, 255)] * 3  # nearly all that is left is 43
-
-
-@pytest.fixture(scope="module")
-def problem(small):
-    return Problem(small.network, calibration.calibrate(small.network, [small.images]), small.images, small.labels,
-                   Reward())  # fmt: skip
 
 
 def rows(problem, configuration) -> list[dict]:

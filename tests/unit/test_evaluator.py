@@ -9,15 +9,9 @@ from approx_env.adapt import correction
 from approx_env.engines import reference
 from approx_env.engines.vector.engine import VectorEngine
 from approx_env.int8.energy import Energy
-from approx_env.scoring import baselines, calibration, distill
+from approx_env.scoring import baselines, distill
 from approx_env.scoring.evaluator import Evaluator, Problem, Reward, layer_forwards
 from tests.twins import table_of
-
-
-@pytest.fixture(scope="module")
-def problem(small):
-    calibrated = calibration.calibrate(small.network, [small.images])
-    return Problem(small.network, calibrated, small.images, small.labels, Reward())
 
 
 def same(one, other) -> bool:

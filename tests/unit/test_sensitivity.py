@@ -20,12 +20,6 @@ COMMAND = "--calib-batches 1 --calib-batch-size 8 --search-images 8 --run-name r
 
 
 @pytest.fixture(scope="module")
-def problem(small) -> Problem:
-    calibrated = calibration.calibrate(small.network, [small.images])
-    return Problem(small.network, calibrated, small.images, small.labels, Reward())
-
-
-@pytest.fixture(scope="module")
 def rows(problem) -> pd.DataFrame:
     return pd.DataFrame(sensitivity.measure(problem))
 

@@ -63,6 +63,7 @@ class Evaluator:
 
     asked: list = []
     layers = LAYERS[::-1]
+    engine = None
     teacher_accuracy = 0.91
     labels = np.array([0, 0, 0, 0, 1, 1, 1])
     teacher_logits = np.eye(2)[[0, 0, 0, 1, 1, 1, 1]]
@@ -91,6 +92,7 @@ def finish(monkeypatch, tmp_path):
     monkeypatch.setattr(validation, "Runners", Runners)
     monkeypatch.setattr(validation, "Evaluator", Evaluator)
     monkeypatch.setattr(validation.changes, "parquet", lambda problem, codes: b"%d" % len(problem.labels))
+    monkeypatch.setattr(validation.attention, "parquet", lambda engine, problem, codes: b"%d" % len(problem.labels))
     monkeypatch.setattr(validation, "patiently", lambda handle, answer: answer)
 
     def run(max_acc_drop: float, **settings):
@@ -120,7 +122,8 @@ def finish(monkeypatch, tmp_path):
 
 def test_the_most_accurate_one_within_the_drop_is_chosen(finish):
     best, files = finish(2.0)
-    assert list(files) == [store.TOP, store.BASELINES, store.CLASSES, store.CHANGED, store.ATTENTION, store.BEST]  # best.json last: with it the run is finished
+    kept = [store.CLASSES, store.CHANGED, store.ATTENTION]
+    assert list(files) == [store.TOP, store.BASELINES, *kept, store.BEST]  # best.json last: with it the run is finished
     assert best["selection"] == {
         "rule": "highest validation accuracy within a drop of 2 points", "within_max_acc_drop": True,
         "rank_by_return": 3, "trial": "ppo-seed0", "episode_id": "ppo-seed0-1", "search_return": 0.1,
@@ -153,12 +156,13 @@ def test_classes_are_those_of_test_and_changed_images_those_of_validation(finish
         {"class": "no", "images": 4, "acc_teacher": 0.75, "acc_student": 0.5, "change_points": -25.0},
         {"class": "yes", "images": 3, "acc_teacher": 1.0, "acc_student": 1.0, "change_points": 0.0},
     ]
-    assert files[store.CHANGED] == b"5"
+    assert files[store.CHANGED] == files[store.ATTENTION] == b"5"
 
 
 def test_of_a_front_each_point_is_read_once_on_test_and_the_cheapest_within_the_drop_is_chosen(finish, capsys):
     best, files = finish(2.0, objective="pareto")
-    assert list(files) == [store.TOP, store.BASELINES, store.CLASSES, store.CHANGED, store.PARETO, store.BEST]
+    kept = [store.CLASSES, store.CHANGED, store.ATTENTION]
+    assert list(files) == [store.TOP, store.BASELINES, *kept, store.PARETO, store.BEST]
     assert best["selection"]["episode_id"] == "ppo-seed0-2" and best["selection"]["within_max_acc_drop"]
     assert best["selection"]["rule"] == "fewest exact multiplications within a validation drop of 2 points"
     assert Evaluator.asked[0] == store.codes_of(ROWS[2], LAYERS)
