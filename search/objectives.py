@@ -84,6 +84,15 @@ OBJECTIVES = {
 }
 
 
+def method(arguments: Mapping[str, Any]) -> str:
+    """How a run searched, and for what, as in 'hill, kd'.
+
+    Args:
+        arguments: of its run.json.
+    """
+    return arguments["algorithm"] + aim(arguments)
+
+
 def aim(arguments: Mapping[str, Any]) -> str:
     """What a run is after beside the return, as outputs say it; empty if nothing.
 

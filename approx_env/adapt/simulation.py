@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from approx_env import data, tap
 from approx_env.adapt.requantisation import with_bias, with_multiplier
 from approx_env.adapt.straight_through import Approximate, Convolve, Instead, Requantise
-from approx_env.engines.base import in_order
+from approx_env.engines.base import in_order, mean
 from approx_env.int8.network import Network
 from approx_env.int8.nodes import (
     HIGHEST_MULTIPLIER,
@@ -212,8 +212,8 @@ class Simulation(nn.Module):
 
 
 def _mean(total: torch.Tensor, places: int) -> torch.Tensor:
-    """The mean of codes, halves rounded up, of their sum in float64."""
-    return Instead.apply(total / places, ((total + places // 2) / places).floor()).float()
+    """`engines.base.mean`, with the gradient of the mean that is not rounded."""
+    return Instead.apply(total / places, mean(total, places)).float()
 
 
 def _parameter(values: np.ndarray) -> nn.Parameter:

@@ -179,15 +179,14 @@ class Engine(ABC):
     @staticmethod
     def _average_pool(x: torch.Tensor, node: AveragePool) -> torch.Tensor:
         """The mean of each window, halves rounded up."""
-        total, places = F.avg_pool2d(x.double(), node.kernel, node.stride, divisor_override=1), node.kernel**2  # exact
-        return in_order(((total + places // 2) / places).floor().to(x.dtype))
+        total = F.avg_pool2d(x.double(), node.kernel, node.stride, divisor_override=1)  # exact
+        return in_order(mean(total, node.kernel**2).to(x.dtype))
 
     @staticmethod
     def _average(x: torch.Tensor, codes: bool) -> torch.Tensor:
         """The mean over space of codes, halves rounded up, or the sum over space of logits."""
         total = x.sum((2, 3), dtype=torch.float64)  # exact
-        places = x.shape[2] * x.shape[3]
-        return ((total + places // 2) / places).floor().to(x.dtype) if codes else total
+        return mean(total, x.shape[2] * x.shape[3]).to(x.dtype) if codes else total
 
     @abstractmethod
     def _input(self, images: torch.Tensor) -> torch.Tensor:
@@ -283,6 +282,11 @@ def _live_after(segments: list[list[Node]], network: Network, observed: Collecti
         if position > 0:
             needed |= set(network.by_name[network.layers[position - 1]].inputs)
     return live[::-1]
+
+
+def mean(total: torch.Tensor, places: int) -> torch.Tensor:
+    """The mean of codes, halves rounded up, of their sum in float64."""
+    return ((total + places // 2) / places).floor()
 
 
 def order(x: torch.Tensor) -> torch.memory_format:

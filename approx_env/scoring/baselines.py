@@ -18,6 +18,7 @@ from approx_env.lookup import EXACT, SHARED, ZERO, Lookup
 from approx_env.scoring.calibration import Calibration
 from approx_env.tap import CODE_COUNT
 
+NATURAL = "natural zeros"
 BITS = (4, 3, 2)
 CODES = np.arange(CODE_COUNT)
 HALVINGS = 8  # of the range of percentiles, when a share is to be met
@@ -78,7 +79,7 @@ def fixed(calibration: Calibration, t1: Sequence[int]) -> list[Baseline]:
     Args:
         t1: of each layer, in the configuration that they are compared with.
     """
-    found = [thresholds("natural zeros", [0] * len(t1)), thresholds("threshold at t1", t1)]
+    found = [thresholds(NATURAL, [0] * len(t1)), thresholds("threshold at t1", t1)]
     for bits in BITS:
         clips = tuple(best_clip(layer.histogram, bits) for layer in calibration.layers)
         found.append(Baseline(f"uniform {bits}-bit", clips, tuple(uniform(clip, bits) for clip in clips)))

@@ -55,7 +55,7 @@ def row(place: str | os.PathLike) -> tuple[str, ...]:
     return (
         _network(best, arguments),
         f"{metrics['float_teacher']['test']:.1%} / {metrics['acc_teacher']:.1%}",
-        _search(arguments),
+        objectives.method(arguments),
         f"{arguments['episodes']} x {seeds}",
         f"{best_returns.mean():.4f} ({best_returns.min():.4f})",
         f"{metrics['validation']['drop_points']:.2f}",
@@ -68,10 +68,6 @@ def row(place: str | os.PathLike) -> tuple[str, ...]:
 
 def _network(best: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
     return best["model"] + (", all sites" if arguments.get("sites") == "all" else "")
-
-
-def _search(arguments: Mapping[str, Any]) -> str:
-    return arguments["algorithm"] + objectives.aim(arguments)
 
 
 def _energy(cost: Mapping[str, Any] | None) -> str:
@@ -114,7 +110,7 @@ def table_beside(folders: Sequence[str | os.PathLike]) -> str:
         arguments = about["arguments"]
         try:
             inspection.check_baselines(folder, about)
-            found = list(beside.lines(folder, _search(arguments), arguments["algorithm"] != "quintile"))
+            found = list(beside.lines(folder, objectives.method(arguments), arguments["algorithm"] != "quintile"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"what stands beside {folder} cannot be read ({error}): {BESIDE} wants {store.BASELINES}, and "

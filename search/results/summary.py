@@ -68,7 +68,11 @@ def summary(place: str | Folder) -> Summary:
         InputError: there is no run, or it is damaged.
     """
     folder, about, rows = read(place)
-    arguments, best = about["arguments"], best_json(folder, about)
+    return _summary(folder, about, rows, best_json(folder, about))
+
+
+def _summary(folder: Folder, about: Mapping[str, Any], rows: Rows, best: Mapping[str, Any] | None) -> Summary:
+    arguments = about["arguments"]
     (counted,) = rows.ask("select count(distinct episode_id) as scored, max(search_images) as images from scored") or [
         {"scored": 0, "images": None}
     ]
@@ -127,7 +131,7 @@ def details(place: str) -> dict[str, Any]:
     """
     folder, about, rows = read(place)
     best = best_json(folder, about)
-    return summary(folder) | {
+    return _summary(folder, about, rows, best) | {
         "selection": best["selection"] if best else None,
         "chosen": best["layers"] if best else None,
         "searches": rows.searches(),
@@ -143,10 +147,12 @@ def compared(places: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         InputError: one of them is no run, or is damaged.
     """
-    arguments = [read(place)[1]["arguments"] for place in places]
+    found = [read(place) for place in places]
+    arguments = [about["arguments"] for _, about, _ in found]
     names = dict.fromkeys(name for each in arguments for name in each if name not in PLACES)
     differing = [name for name in names if any(each.get(name) != arguments[0].get(name) for each in arguments)]
     return [
-        summary(place) | {"arguments": {name: each.get(name) for name in differing}}
-        for place, each in zip(places, arguments, strict=True)
+        _summary(folder, about, rows, best_json(folder, about))
+        | {"arguments": {name: about["arguments"].get(name) for name in differing}}
+        for folder, about, rows in found
     ]

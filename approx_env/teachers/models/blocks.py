@@ -18,8 +18,9 @@ from torch import nn
 
 
 class Blocks(nn.Module):
-    """Named blocks in a row, a record point behind each, and a max pool behind some."""
+    """Named blocks in a row, a record point behind each, and a max pool behind some; a classifier reads the last."""
 
+    classifier: nn.Module
     attention: tuple[str, ...]
     image_size = 32
     standardised = False
@@ -42,6 +43,10 @@ class Blocks(nn.Module):
             if name in self.pool_after:
                 x = self.pool(x)
         return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(n, 3, image_size, image_size) float` -> logits `(n, classes) float`."""
+        return self.classifier(self.features(x))
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,11 @@ def conv_block(
     padding = kernel // 2 if padding is None else padding
     conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups)
     return nn.Sequential(conv, *([nn.BatchNorm2d(outputs)] if batch_norm else []), relu(inplace=True))
+
+
+def pooled_classifier(inputs: int, classes: int, dropout: float) -> nn.Sequential:
+    """A linear layer on the mean of each channel, with dropout before it."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, classes))
 
 
 def initialise(model: nn.Module) -> None:

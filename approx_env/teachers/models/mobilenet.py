@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from approx_env.teachers.models.blocks import Blocks, conv_block, initialise
+from approx_env.teachers.models.blocks import Blocks, conv_block, initialise, pooled_classifier
 
 
 class MobileNet(Blocks):
@@ -39,11 +38,5 @@ class MobileNet(Blocks):
             inputs = outputs
         super().__init__(blocks)
         del self.layers[f"pair{len(self.pairs)}"]
-        self.classifier = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, classes)
-        )
+        self.classifier = pooled_classifier(inputs, classes, dropout)
         initialise(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(n, 3, 32, 32) float` -> logits `(n, classes) float`."""
-        return self.classifier(self.features(x))

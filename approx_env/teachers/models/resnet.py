@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from approx_env.teachers.models.blocks import Blocks, conv_block, initialise
+from approx_env.teachers.models.blocks import Blocks, conv_block, initialise, pooled_classifier
 
 
 class Residual(nn.Module):
@@ -62,11 +62,5 @@ class ResNet(Blocks):
         for name in list(parts)[1:]:
             self.layers |= {f"{name}_inner": f"blocks.{name}.inner", name: f"block_output.{name}"}
         del self.layers[last]
-        self.classifier = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, classes)
-        )
+        self.classifier = pooled_classifier(inputs, classes, dropout)
         initialise(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(n, 3, 32, 32) float` -> logits `(n, classes) float`."""
-        return self.classifier(self.features(x))

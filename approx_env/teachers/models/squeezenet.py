@@ -129,10 +129,6 @@ class SqueezeNet(Blocks):
         )
         initialise(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(n, 3, image_size, image_size) float` -> logits `(n, classes) float`."""
-        return self.classifier(self.features(x))
-
 
 def _check(layout: str, bypass: str, squeeze_ratio: float | None, pct3x3: float) -> None:
     problems = []

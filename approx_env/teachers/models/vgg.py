@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from approx_env.teachers.models.blocks import Blocks, conv_block, initialise
@@ -30,7 +29,3 @@ class VGG16(Blocks):
         super().__init__(blocks, nn.MaxPool2d(2), last)
         self.classifier = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, classes))
         initialise(self)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`(n, 3, 32, 32) float` -> logits `(n, classes) float`."""
-        return self.classifier(self.features(x))

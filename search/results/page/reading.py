@@ -57,7 +57,7 @@ class Run:
     @property
     def method(self) -> str:
         """How it searched, as 'hill, kd'."""
-        return self.arguments["algorithm"] + objectives.aim(self.arguments)
+        return objectives.method(self.arguments)
 
     @property
     def sites(self) -> str:
@@ -166,8 +166,7 @@ def _table(folder: Folder, name: str) -> pd.DataFrame:
 
 
 def _compared(folder: Folder, about: Mapping[str, Any]) -> Sequence[tuple[str, Rows]]:
-    arguments = about["arguments"]
-    return list(beside.lines(folder, arguments["algorithm"] + objectives.aim(arguments), True))
+    return list(beside.lines(folder, objectives.method(about["arguments"]), True))
 
 
 def _exports(folder: Folder) -> dict[str, str]:

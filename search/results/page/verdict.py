@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from approx_env.scoring.baselines import NATURAL
 from approx_env.scoring.distill import INTERVAL
 from search.results.page.reading import Run
-
-NATURAL = "natural zeros"  # what baselines.parquet calls the exact network whose own zeros are skipped
 
 
 def sentence(run: Run) -> str:
