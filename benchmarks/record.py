@@ -29,6 +29,7 @@ def machine() -> dict[str, Any]:
     flags = set(_told_of_cpu(cpu, "flags").split())
     return {
         "cpu": _told_of_cpu(cpu, "model name") or platform.machine(),
+        "vendor": _told_of_cpu(cpu, "vendor_id"),
         "cores": os.cpu_count(),
         "instructions": [name for name in INSTRUCTIONS if name in flags],
         "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
@@ -41,7 +42,9 @@ def kind() -> str:
     """Which kind of CPU this is: claims about speed hold for one kind, not for others."""
     if platform.machine() in ("aarch64", "arm64"):
         return "ARM"
-    return "with VNNI" if {"avx512_vnni", "avx_vnni"} & set(machine()["instructions"]) else "without VNNI"
+    maker = {"GenuineIntel": "Intel", "AuthenticAMD": "AMD"}.get(machine()["vendor"], "other x86")
+    vnni = "with" if {"avx512_vnni", "avx_vnni"} & set(machine()["instructions"]) else "without"
+    return f"{maker} {vnni} VNNI"
 
 
 @cache

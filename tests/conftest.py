@@ -30,10 +30,13 @@ hypothesis.settings.load_profile("fixed")
 
 
 class Scheduling(LoadScopeScheduling):
-    """Tests that run searches get one worker, one after another: they share a node of Ray, and runs that have ended."""
+    """Tests of a folder that runs searches get one worker, one after another.
+
+    They share a node of Ray, and runs that have ended.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "searches" if nodeid.startswith(SEARCHES) else nodeid
+        return next((folder for folder in SEARCHES if nodeid.startswith(folder)), nodeid)
 
 
 def pytest_xdist_make_scheduler(config, log):

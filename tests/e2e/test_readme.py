@@ -31,7 +31,7 @@ def test_results_tables_are_read_from_the_committed_runs(monkeypatch):
 
 def test_speed_table_is_read_from_the_committed_measurement():
     measured = json.loads((ROOT / "benchmarks" / "results" / "ratios.json").read_text())
-    assert set(measured["with VNNI"]) <= set(ratios.TARGETS)
+    assert any(set(summaries) == set(ratios.TARGETS) for summaries in measured.values())
     assert ratios.table(measured) in (ROOT / "README.md").read_text()
 
 

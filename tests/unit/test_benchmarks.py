@@ -75,7 +75,7 @@ def test_ratios_that_were_not_measured_again_stay(tmp_path, monkeypatch):
     ratios.write(tmp_path, {"share_of_peak": {"median": 3}})
     here = {"episode_over_pass": {"median": 1}, "share_of_peak": {"median": 3}}
     assert json.loads((tmp_path / ratios.FILE).read_text()) == {ratios.record.kind(): here}
-    other = "ARM" if ratios.record.kind() != "ARM" else "with VNNI"
+    other = "ARM" if ratios.record.kind() != "ARM" else "Intel with VNNI"
     monkeypatch.setattr(ratios.record, "kind", lambda: other)
     ratios.write(tmp_path, {"share_of_peak": {"median": 4}})
     told = json.loads((tmp_path / ratios.FILE).read_text())
@@ -84,18 +84,18 @@ def test_ratios_that_were_not_measured_again_stay(tmp_path, monkeypatch):
 
 def test_kinds_of_cpu_stand_beside_one_another():
     one = ratios.summarise("share_of_peak", [0.5, 0.7, 0.9])
-    first, _, *lines = ratios.table({"with VNNI": {"share_of_peak": one}, "ARM": {}}).splitlines()
-    assert first.endswith("| target | CPU with VNNI | CPU ARM |")
+    first, _, *lines = ratios.table({"AMD with VNNI": {"share_of_peak": one}, "ARM": {}}).splitlines()
+    assert first.endswith("| target | CPU AMD with VNNI | CPU ARM |")
     assert len(lines) == 1 and lines[0].endswith("| at least 0.65 | 0.7 (0.5 to 0.9), holds | not measured |")
 
 
 @pytest.mark.parametrize(
-    "instructions, expected",
-    [(["avx2"], "without VNNI"), (["avx2", "avx512f"], "without VNNI"), (["avx2", "avx_vnni"], "with VNNI"),
-     (["avx2", "avx512f", "avx512_vnni"], "with VNNI")],
+    "vendor, instructions, expected",
+    [("AuthenticAMD", ["avx2"], "AMD without VNNI"), ("GenuineIntel", ["avx2", "avx512f"], "Intel without VNNI"),
+     ("GenuineIntel", ["avx2", "avx_vnni"], "Intel with VNNI"), ("Hygon", ["avx2", "avx512_vnni"], "other x86 with VNNI")],
 )  # fmt: skip
-def test_the_kind_of_a_cpu(monkeypatch, instructions, expected):
-    monkeypatch.setattr(record, "machine", lambda: {"instructions": instructions})
+def test_the_kind_of_a_cpu(monkeypatch, vendor, instructions, expected):
+    monkeypatch.setattr(record, "machine", lambda: {"vendor": vendor, "instructions": instructions})
     monkeypatch.setattr(record.platform, "machine", lambda: "x86_64")
     assert record.kind() == expected
     monkeypatch.setattr(record.platform, "machine", lambda: "aarch64")
