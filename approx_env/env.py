@@ -14,7 +14,8 @@ from approx_env import data, tap
 from approx_env.engines.vector import convolution
 from approx_env.int8.sites import with_sites
 from approx_env.scoring import calibration
-from approx_env.scoring.evaluator import Configuration, Evaluator, Problem, Reward, Score
+from approx_env.scoring.configuration import Configuration
+from approx_env.scoring.evaluator import Evaluator, Problem, Reward, Score
 from approx_env.teachers import store
 
 CALIBRATION_BATCHES, CALIBRATION_BATCH_SIZE = 16, 32

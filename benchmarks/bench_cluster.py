@@ -4,10 +4,11 @@ Question: how many rows a second does a PPO search bring to disk with 1 to 64 en
 time? Which share of the time is the learner idle, and which do runners wait? What does a larger iteration bring?
 
 Method: the search's own algorithm, environment, callbacks and sink, without Tune. Evaluations are simulated by an
-object that sleeps for half a second. Its scores are quintile's on a few images, with a return made from the codes. It hardly uses the CPU, so that two cores can
-hold many. Logical env runners beyond eight share processes, in lockstep, up to eight in one. Each size runs three
-iterations; the first, a warm-up, does not count. Rows a second are those on disk; the ideal is the number of logical
-runners over the length of an evaluation. `bench_store.py` asks the sink alone for its limit.
+object that sleeps for half a second. Its scores are quintile's on a few images, with a return made from the codes. It
+hardly uses the CPU, so that two cores can hold many. Logical env runners beyond eight share processes, in lockstep, up
+to eight in one. Each size runs three iterations; the first, a warm-up, does not count. Rows a second are those on disk;
+the ideal is the number of logical runners over the length of an evaluation. `bench_store.py` asks the sink alone for
+its limit.
 """
 
 from __future__ import annotations

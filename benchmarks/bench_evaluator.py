@@ -29,7 +29,8 @@ import numpy as np
 import torch
 
 from approx_env.engines import memory
-from approx_env.scoring.evaluator import Configuration, Evaluator, Problem
+from approx_env.scoring.configuration import Configuration
+from approx_env.scoring.evaluator import Evaluator, Problem
 from benchmarks import landed, record, timing, workload
 from benchmarks.float_reference import BATCH, FloatReference
 

@@ -22,7 +22,8 @@ import torch
 
 from approx_env import markdown
 from approx_env.errors import InputError, exit_status
-from approx_env.scoring.evaluator import Configuration, Evaluator, Problem
+from approx_env.scoring.configuration import Configuration
+from approx_env.scoring.evaluator import Evaluator, Problem
 from approx_env.scoring.reward import Reward
 from benchmarks import bench_search
 from benchmarks.bench_search import Tables

@@ -32,7 +32,8 @@ import torch
 
 from approx_env import tap
 from approx_env.errors import InputError, exit_status
-from approx_env.scoring.evaluator import Configuration, Evaluator, Score, layer_forwards
+from approx_env.scoring.configuration import Configuration, layer_forwards
+from approx_env.scoring.evaluator import Evaluator, Score
 from approx_env.teachers import models
 from benchmarks import record, search_curves
 from search import algorithms, config, job, objectives

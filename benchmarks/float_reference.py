@@ -27,7 +27,8 @@ from approx_env.int8.nodes import (
     Site,
     Weighted,
 )
-from approx_env.scoring.evaluator import Configuration, Problem
+from approx_env.scoring.configuration import Configuration
+from approx_env.scoring.evaluator import Problem
 from approx_env.tap import HIGHEST_CODE
 
 BATCH = 128

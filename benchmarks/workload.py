@@ -15,7 +15,8 @@ from approx_env.int8 import quantize
 from approx_env.int8.network import Network, pool_first
 from approx_env.scoring import calibration
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration, Problem, Reward
+from approx_env.scoring.configuration import Configuration
+from approx_env.scoring.evaluator import Problem, Reward
 from approx_env.teachers import models, store
 
 SHIPPED = ("squeezenet_compact", "alexnet", "squeezenet")

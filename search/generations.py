@@ -8,7 +8,7 @@ from dataclasses import astuple
 from typing import Any
 
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 from search.objectives import Score
 
 

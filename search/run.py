@@ -191,8 +191,6 @@ def _run(argv: list[str] | None) -> None:
 
 
 def _carry_out(settings: config.Settings) -> None:
-    from search.results import page
-
     job = prepare(settings)
     adapted = job.settings.finetune_epochs is None or is_there(job.folder, store.STUDENT)
     if not job.finished:
@@ -204,6 +202,8 @@ def _carry_out(settings: config.Settings) -> None:
         print(f"{job.folder} is finished: its results are in best.json")
     if not adapted:
         _adapt(job)
+    from search.results import page  # brings matplotlib
+
     page.write(job.folder)
     _tell_end(job)
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from approx_env import tap
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 
 OFFSETS = (0, 1, 2, 3, 3)  # keep codes apart; v2 may be tmax
 STRETCH = 0.25  # standard deviation of the logarithm of a factor

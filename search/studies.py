@@ -9,7 +9,7 @@ import numpy as np
 import optuna
 
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 from search.generations import Generations
 from search.objectives import Score
 from search.space import Space
@@ -47,7 +47,7 @@ class Study(Generations):
             raise ValueError(f"a study starts with a generation at least: start must be {size} or more, got {start}")
         self.size, self._first, self._width, self._sampler = size, start, width, sampler
         self._space, self._generator = Space(calibration), np.random.default_rng(seed)
-        self._quintile = self._space.point(calibration.quintile)
+        self._start = self._space.point(calibration.start)
         # Floats that are rounded later: Optuna takes 2.5 times as long for whole numbers.
         bounds = zip((self._space.lower - 0.5).tolist(), (self._space.upper + 0.5).tolist(), strict=True)
         self._distributions = {
@@ -58,7 +58,7 @@ class Study(Generations):
 
     def _propose(self) -> Configuration:
         if len(self._asked) < self._first:
-            point = self._quintile
+            point = self._start
             if self._asked:
                 point = self._space.around(point, MOVES, self._width, self._generator)
             if self._study is not None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from approx_env import tap
-from approx_env.engines import build as engines
 from approx_env.errors import InputError
 from approx_env.int8.network import Network
 
@@ -34,6 +33,10 @@ class Layer:
         """The smallest code that at least `share` per cent of the nonzero codes do not exceed."""
         return percentile(np.r_[0, self.histogram[1:]], share)
 
+    def with_tmax(self, share: float, offset: int) -> Layer:
+        """The same layer with tmax = clip(p + offset, 15, 255), where p is the percentile of its nonzero codes."""
+        return replace(self, tmax=int(np.clip(self.limit(share) + offset, LOWEST_TMAX, tap.HIGHEST_CODE)))
+
     @property
     def approximated(self) -> float:
         """Share of the nonzero codes that TAP approximates, in [0, 1]."""
@@ -49,6 +52,7 @@ class Calibration:
     percentile: float  # of the nonzero codes, in (0, 100]
     offset: int  # added to it
     search_tmax: bool = False  # whether a search chooses tmax as a fifth code of each layer
+    proposed: tuple[tuple[int, ...], ...] | None = None  # where searches begin, if not at quintile
 
     @property
     def tmax(self) -> tuple[int, ...]:
@@ -64,6 +68,11 @@ class Calibration:
     def quintile(self) -> tuple[tuple[int, ...], ...]:
         """The historical configuration; where tmax is searched, with the calibrated one as the fifth code."""
         return tuple((*layer.quintile, layer.tmax)[: len(self.names)] for layer in self.layers)
+
+    @property
+    def start(self) -> tuple[tuple[int, ...], ...]:
+        """The configuration that searches begin with."""
+        return self.quintile if self.proposed is None else self.proposed
 
     def valid(self, configuration: Sequence[Sequence[int]]) -> bool:
         """Whether each layer has codes, and valid ones."""
@@ -130,8 +139,6 @@ def calibrate(
 ) -> Calibration:
     """Counts each layer's codes on calibration images and fixes its tmax.
 
-    tmax = clip(p + tmax_offset, 15, 255), where p is the percentile of the layer's nonzero codes.
-
     Args:
         batches: images `(n, c, h, w) uint8`.
         tmax_percentile: in (0, 100].
@@ -142,6 +149,8 @@ def calibrate(
     Raises:
         InputError: a layer never has a nonzero code.
     """
+    from approx_env.engines import build as engines  # brings torch, which the process of a search does without
+
     runner = engines.build(network, engine, device)
     histograms = np.zeros((len(network.layers), tap.CODE_COUNT), np.int64)
     for images in batches:
@@ -152,11 +161,8 @@ def calibrate(
             state = runner.advance(state, None)
     layers = []
     for index, (name, histogram) in enumerate(zip(network.layers, histograms, strict=True)):
-        nonzero = histogram.copy()
-        nonzero[0] = 0
-        if not nonzero.any():
+        if not histogram[1:].any():
             raise InputError(f"layer {name} is zero on every calibration image: the teacher is broken, train another")
-        tmax = int(np.clip(percentile(nonzero, tmax_percentile) + tmax_offset, LOWEST_TMAX, tap.HIGHEST_CODE))
         depth = index / max(1, len(network.layers) - 1)
-        layers.append(Layer(name, histogram, tmax, observe(histogram, depth)))
+        layers.append(Layer(name, histogram, 0, observe(histogram, depth)).with_tmax(tmax_percentile, tmax_offset))
     return Calibration(tuple(layers), tmax_percentile, tmax_offset, search_tmax)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 
 import numpy as np
 import torch
@@ -29,10 +28,9 @@ from approx_env.int8.network import Network, pool_first
 from approx_env.lookup import Lookup
 from approx_env.scoring import distill, elementary
 from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.configuration import Configuration
 from approx_env.scoring.reward import Reward
 
-# (t1, v1, t2, v2) of every layer, in forward order, perhaps with its own tmax as a fifth code; None: exact
-Configuration = Sequence[Sequence[int] | None]
 Tables = Sequence[Lookup]  # of every layer, in forward order: what a baseline does
 FEW = 16  # images that are prepared together
 CACHE_BYTES = 128 * 2**20  # of the last configuration's states
@@ -198,18 +196,6 @@ class Evaluator:
         for codes in configuration:
             evaluation.advance(codes if _alone(codes) else [codes])
         return evaluation
-
-
-def layer_forwards(configuration: Configuration, before: Configuration = ()) -> int:
-    """Layers that an evaluator computes for a configuration after another one: those from where they part.
-
-    So it is for one evaluator whose cache holds all states. The count is the same on every machine, whoever scores.
-
-    >>> layer_forwards([(1, 2, 3, 4), (1, 2, 3, 4)], [(1, 2, 3, 4), (1, 2, 3, 5)])
-    1
-    """
-    same = takewhile(lambda pair: tuple(pair[0]) == tuple(pair[1]), zip(configuration, before, strict=False))
-    return len(configuration) - sum(1 for _ in same)
 
 
 def _start(engine: Engine, images: np.ndarray) -> State:

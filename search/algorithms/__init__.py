@@ -29,7 +29,7 @@ from dataclasses import fields
 from types import ModuleType
 from typing import Any, Protocol
 
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 from search.objectives import Score
 
 

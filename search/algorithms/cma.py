@@ -15,7 +15,7 @@ import cmaes
 import numpy as np
 
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 from search import objectives
 from search.generations import Generations
 from search.objectives import Score
@@ -37,7 +37,7 @@ class Search(Generations):
         self._space = Space(calibration)
         unit = self._space.unit
         self._optimiser = cmaes.CMAwM(
-            mean=self._space.point(calibration.quintile) / unit,
+            mean=self._space.point(calibration.start) / unit,
             sigma=options.width,
             bounds=np.stack([self._space.lower, self._space.upper], 1) / unit[:, None],
             steps=1 / unit,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 from search.generations import Generations
 from search.objectives import Score
 
@@ -39,7 +39,7 @@ class Search(Generations):
         super().__init__(calibration, seed, options)
         self._calibration, self._generator = calibration, np.random.default_rng(seed)
         self.size = 2 * len(calibration.names)
-        self._best, self._score = calibration.quintile, None
+        self._best, self._score = calibration.start, None
         self._layer = len(calibration.layers) - 1
         self._steps = options.step * np.repeat(np.array(calibration.tmax, float)[:, None], len(calibration.names), 1)
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 from search.generations import Generations
 from search.objectives import Score
 from search.space import Space
@@ -47,7 +47,7 @@ class Search(Generations):
             raise ValueError(f"a population has at least 4 members, got {options.population}")
         self.size, self._options = options.population, options
         self._space, self._generator = Space(calibration), np.random.default_rng(seed)
-        self._start = self._space.point(calibration.quintile)
+        self._start = self._space.point(calibration.start)
         self._members = np.zeros((0, len(self._start)), int)
         self._scores: list[Score] = []  # of the members
         self._children: list[np.ndarray] = []  # of this generation

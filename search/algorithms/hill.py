@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 from approx_env.tap import HIGHEST_CODE
 from search.generations import Generations
 from search.objectives import Score
@@ -57,7 +57,7 @@ class Search(Generations):
         self._generator = np.random.default_rng(seed)
         self._front: list[Scored] = []  # of this climb: the best so far, several where none is better than another
         self._best: Scored | None = None  # of all climbs
-        self._begin: Configuration = calibration.quintile  # where this climb began
+        self._begin: Configuration = calibration.start  # where this climb began
         self._stale = 0  # generations in which it found nothing better
 
     def _propose(self) -> Configuration:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 from search.algorithms import Score
 
 FIXED = True

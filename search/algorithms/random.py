@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration
+from approx_env.scoring.configuration import Configuration
 from search.algorithms import Score
 
 FRONT = True

@@ -11,7 +11,8 @@ import numpy as np
 
 from approx_env.adapt import reconstruction
 from approx_env.scoring.calibration import Calibration
-from approx_env.scoring.evaluator import Configuration, Problem
+from approx_env.scoring.configuration import Configuration
+from approx_env.scoring.evaluator import Problem
 from search.algorithms import quintile
 
 FIXED = True

@@ -259,9 +259,9 @@ def tune_metrics(run: str, trial: str, budget: int) -> dict[str, Any]:
     return {"episodes": episodes, "best_return": progress.best_return, "done": episodes >= budget}
 
 
-def fetch_problem(run: str) -> Problem:
-    """The search problem of a run, whose arrays lie in Ray's object store."""
-    return session.fetch(ray.get(find(run).problem.remote()))
+def shared_problem(run: str) -> bytes:
+    """Where the search problem of a run lies, as `session.fetch` and `session.fetch_calibration` take it."""
+    return ray.get(find(run).problem.remote())
 
 
 class Recorder:

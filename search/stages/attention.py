@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from approx_env.engines.base import Engine
-from approx_env.scoring.evaluator import Configuration, Problem
+from approx_env.scoring.configuration import Configuration
+from approx_env.scoring.evaluator import Problem
 from search.results import store
 from search.stages.changes import png
 

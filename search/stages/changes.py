@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from approx_env.scoring.evaluator import Configuration, Evaluator, Problem
+from approx_env.scoring.configuration import Configuration
+from approx_env.scoring.evaluator import Evaluator, Problem
 from search.results import store
 
 LOOKED_AT = 512  # images: enough to find some, and soon scored

@@ -15,8 +15,9 @@ from approx_env.int8.energy import SCOPE, Energy
 from approx_env.scoring import baselines
 from approx_env.scoring.baselines import Baseline
 from approx_env.scoring.calibration import Calibration
+from approx_env.scoring.configuration import Configuration
 from approx_env.scoring.distill import with_interval
-from approx_env.scoring.evaluator import Configuration, Evaluator
+from approx_env.scoring.evaluator import Evaluator
 from search.results import store
 from search.results.store import SPLITS
 

@@ -9,10 +9,11 @@ import ray
 from ray import tune
 
 from approx_env.errors import InputError
-from approx_env.scoring.evaluator import Configuration, layer_forwards
+from approx_env.scoring.configuration import Configuration, layer_forwards
 from search import algorithms
 from search.objectives import OBJECTIVES
 from search.results import sink, store
+from search.workers import session
 from search.workers.losses import ScoringFailed, raised
 from search.workers.runners import Runners, Scorer
 
@@ -58,17 +59,18 @@ class AskTellSearch(tune.Trainable):
         return resources(config["num_env_runners"], config["gpus"])
 
     def setup(self, config: dict) -> None:
-        problem = sink.fetch_problem(config["run"])
+        shared = sink.shared_problem(config["run"])
+        calibration = session.fetch_calibration(shared)
         algorithm = algorithms.find(config["algorithm"])
         options = algorithm.Options(**config["options"])
-        self._search = algorithm.Search(problem.calibration, config["seed"], options)
-        self._layers = [layer.name for layer in problem.calibration.layers]
+        self._search = algorithm.Search(calibration, config["seed"], options)
+        self._layers = [layer.name for layer in calibration.layers]
         self._recorder = sink.Recorder(config["run"], config["algorithm"], config["seed"])
         self._trial = sink.trial_name(config["algorithm"], config["seed"])
         self._written = ray.get(sink.find(config["run"]).scores.remote(self._trial))
         count = config["num_env_runners"]
-        self._runners = Runners(problem, count, config["gpus"]) if count else None
-        self._local = None if count else Scorer(problem)
+        self._runners = Runners(shared, count, config["gpus"]) if count else None
+        self._local = None if count else Scorer(session.fetch(shared))
         self._asked, self._last = 0, ()  # how many configurations, and the last one of them
 
     def step(self) -> dict[str, Any]:

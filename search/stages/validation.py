@@ -16,8 +16,9 @@ from approx_env.errors import InputError
 from approx_env.int8 import cost
 from approx_env.int8.energy import SCOPE
 from approx_env.scoring.baselines import Baseline
+from approx_env.scoring.configuration import Configuration
 from approx_env.scoring.distill import class_changes
-from approx_env.scoring.evaluator import Configuration, Evaluator, Score
+from approx_env.scoring.evaluator import Evaluator, Score
 from search import telling
 from search.config import Settings
 from search.job import Job

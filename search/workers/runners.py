@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
-from approx_env import env
 from approx_env.errors import InputError
-from approx_env.scoring.evaluator import Configuration, Evaluator, Problem, Tables
+from approx_env.scoring.configuration import Configuration
 from search.workers.losses import Losses, raised
 from search.workers.session import fetch, share
+
+if TYPE_CHECKING:
+    from approx_env.scoring.evaluator import Problem, Tables  # brings torch, which only a scorer needs
 
 
 class Scorer:
     """Scores configurations in this process, on one thread."""
 
     def __init__(self, problem: Problem):
+        import torch
+
+        from approx_env import env
+        from approx_env.scoring.evaluator import Evaluator
+
         torch.set_num_threads(1)
-        self._evaluator = Evaluator(problem)
+        self._env, self._evaluator = env, Evaluator(problem)
 
     def ready(self) -> None:
         """Answers as soon as the process can score."""
@@ -32,11 +38,11 @@ class Scorer:
 
     def evaluate(self, configuration: Configuration) -> dict:
         """The score of a configuration, as the environment's last `info` has it."""
-        return env.outcome(configuration, self._evaluator.evaluate(configuration))
+        return self._env.outcome(configuration, self._evaluator.evaluate(configuration))
 
     def score(self, tables: Tables) -> dict:
         """The score of a baseline, as `evaluate` has it."""
-        return env.measured(self._evaluator.evaluate(tables))
+        return self._env.measured(self._evaluator.evaluate(tables))
 
 
 @ray.remote(num_cpus=1)
@@ -52,11 +58,15 @@ class Runners:
 
     They live until `close()`. Each asks Ray for a core and `gpus` GPUs. One that dies is replaced, as soon as a node
     has room for it; the others do its work. With a count of 0 this process scores.
+
+    Args:
+        problem: what to score on; or what `share` gave for it, if there are processes.
     """
 
-    def __init__(self, problem: Problem, count: int, gpus: float = 0):
+    def __init__(self, problem: Problem | bytes, count: int, gpus: float = 0):
         self._here = None if count else Scorer(problem)
-        self._shared, self._runner = share(problem) if count else b"", Runner.options(num_gpus=gpus)
+        self._shared = problem if isinstance(problem, bytes) or not count else share(problem)
+        self._runner = Runner.options(num_gpus=gpus)
         self._actors = [self._runner.remote(self._shared) for _ in range(count)]
         self._losses = Losses(count)
 

@@ -26,6 +26,7 @@ from search.results.folder import Folder
 from search.workers import processes
 
 if TYPE_CHECKING:
+    from approx_env.scoring.calibration import Calibration
     from approx_env.scoring.evaluator import Problem  # brings torch, which the sink does without
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -201,16 +202,21 @@ def _room(node: dict[str, float], gpus: float) -> int:
 
 
 def share(problem: Problem) -> bytes:
-    """Puts a problem into Ray's object store, to stay there as long as this process lives.
+    """Puts a problem into Ray's object store, and its calibration besides, to stay there as long as this process lives.
 
-    Its reference travels as bytes: an actor that starts later may not depend on an argument that Ray could release.
+    References travel as bytes: an actor that starts later may not depend on an argument that Ray could release.
     """
-    return ray.cloudpickle.dumps(ray.put(problem))
+    return ray.cloudpickle.dumps((ray.put(problem), ray.put(problem.calibration)))
 
 
 def fetch(shared: bytes) -> Problem:
     """The problem, whose arrays lie in the node's object store."""
-    return ray.get(ray.cloudpickle.loads(shared))
+    return ray.get(ray.cloudpickle.loads(shared)[0])
+
+
+def fetch_calibration(shared: bytes) -> Calibration:
+    """The calibration alone: a process that scores nothing does without torch, which the problem brings."""
+    return ray.get(ray.cloudpickle.loads(shared)[1])
 
 
 def check_shared(folder: Folder, file: str) -> None:

@@ -8,10 +8,10 @@ import onnxruntime
 import pandas as pd
 import pytest
 
-from approx_env import tap
+from approx_env import env, tap
 from approx_env.int8.nodes import Concatenation
 from approx_env.scoring.evaluator import Evaluator
-from benchmarks import bench_nodes, onnx_twin, ratios, record, search_job, timing, trace, workload
+from benchmarks import bench_cluster, bench_nodes, onnx_twin, ratios, record, search_job, timing, trace, workload
 from benchmarks.float_reference import FloatReference
 
 IMAGES = 128
@@ -127,3 +127,15 @@ def test_an_iteration_ends_with_its_last_episode():
     times = pd.to_datetime([3000, 1000, 2000, 5000], unit="ms", utc=True).astype("datetime64[ms, UTC]")
     rows = pd.DataFrame({"episode": [1, 0, 2, 3], "time": times})
     assert search_job.iteration_ends(rows, 2).tolist() == [3.0, 5.0]
+
+
+def test_what_stands_in_for_an_evaluator_gives_whole_scores(problem, monkeypatch):
+    monkeypatch.setattr(bench_cluster, "SECONDS", 0.0)
+    calibration = problem.calibration
+    score = Evaluator(problem).evaluate(calibration.quintile)
+    environment = env.TapVectorEnv(2, bench_cluster.Sleeper(calibration, score))
+    environment.reset()
+    for codes in calibration.quintile:
+        _, rewards, ended, _, info = environment.step(np.array([codes, codes]))
+    assert ended.all() and rewards == pytest.approx([-np.mean(calibration.quintile) / 255] * 2)
+    assert info["kd"] == pytest.approx([score.kd] * 2)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from approx_env.scoring.evaluator import layer_forwards
+from approx_env.scoring.configuration import layer_forwards
 from search.algorithms import coordinate
 from search.objectives import Score
 from tests.calibrated import calibrated

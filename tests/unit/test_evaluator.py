@@ -10,7 +10,8 @@ from approx_env.engines import reference
 from approx_env.engines.vector.engine import VectorEngine
 from approx_env.int8.energy import Energy
 from approx_env.scoring import baselines, distill
-from approx_env.scoring.evaluator import Evaluator, Problem, Reward, layer_forwards
+from approx_env.scoring.configuration import layer_forwards
+from approx_env.scoring.evaluator import Evaluator, Problem, Reward
 from tests.twins import table_of
 
 

@@ -34,9 +34,10 @@ def test_an_env_runner_loads_no_library_that_it_does_not_need():
     assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
-def test_the_sink_loads_no_torch():
-    """It starts before all else of a search, and torch takes two seconds."""
-    loaded = "import sys, search.results.sink; print('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["search.results.sink", "search.stages.trainable", "search.algorithms.coordinate"])
+def test_what_waits_for_scores_loads_no_torch(module):
+    """Sink and search start before all that scores, and torch takes two seconds."""
+    loaded = f"import sys, {module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
 

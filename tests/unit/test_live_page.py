@@ -3,6 +3,7 @@
 import http.client
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,22 @@ def test_it_ends_when_the_page_of_the_ended_run_was_served(run, monkeypatch):
     assert "<main data-ended>" in page()
     serving.join(LONGEST_SECONDS)
     assert not serving.is_alive()
+
+
+def test_it_ends_when_no_page_is_being_made(run, monkeypatch):
+    """A process aborts that ends while a thread of its own is in a C++ library."""
+    begun, finished = threading.Event(), threading.Event()
+
+    def slow(*_, **__):
+        begun.set()
+        time.sleep(0.5)
+        finished.set()
+        return "page"
+
+    monkeypatch.setattr(live.page, "of_run", slow)
+    with live.Server(Folder(run)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=ask, args=(server,), daemon=True).start()
+        assert begun.wait(LONGEST_SECONDS)
+        server.end()
+        assert finished.is_set()

@@ -28,7 +28,7 @@ class Actor:
     """Stands in for `Runner`: the problem says how it begins, a configuration what becomes of it."""
 
     def __init__(self, shared: bytes):
-        self._folder = Path(session.fetch(shared))
+        self._folder = Path(session.fetch(shared).folder)
         if (self._folder / "broken").exists():
             raise ValueError("no such engine")
 
@@ -56,7 +56,7 @@ def pool(ray_of_two_cores, tmp_path, monkeypatch):
     """Makes a pool of stand-ins, which tolerates one loss of each."""
     monkeypatch.setattr(runners, "Runner", Actor)
     monkeypatch.setattr(losses, "LOSSES_TOLERATED", 1)
-    return lambda count=1: closing(Runners(str(tmp_path), count))
+    return lambda count=1: closing(Runners(SimpleNamespace(folder=str(tmp_path), calibration=None), count))
 
 
 def test_scores_come_in_the_order_of_the_configurations(pool):

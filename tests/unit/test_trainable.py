@@ -48,7 +48,9 @@ def search(monkeypatch):
     def begin(sink, algorithm="hill", budget=20, runners=0, evaluate=score, **options) -> AskTellSearch:
         monkeypatch.setattr(trainable.ray, "get", lambda said: said)
         monkeypatch.setattr(trainable.sink, "find", lambda run: sink)
-        monkeypatch.setattr(trainable.sink, "fetch_problem", lambda run: SimpleNamespace(calibration=CALIBRATION))
+        monkeypatch.setattr(trainable.sink, "shared_problem", lambda run: b"shared")
+        monkeypatch.setattr(trainable.session, "fetch", {b"shared": "problem"}.get)
+        monkeypatch.setattr(trainable.session, "fetch_calibration", {b"shared": CALIBRATION}.get)
         monkeypatch.setattr(trainable.sink, "Recorder", lambda *arguments: sink)
         monkeypatch.setattr(trainable.sink, "tune_metrics", sink.metrics)
         monkeypatch.setattr(trainable, "Scorer", lambda problem: SimpleNamespace(evaluate=evaluate))

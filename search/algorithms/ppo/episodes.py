@@ -23,6 +23,7 @@ from approx_env.env import TapVectorEnv
 from approx_env.scoring.evaluator import CACHE_BYTES, Evaluator
 from search.algorithms.ppo.policy import CodePolicy
 from search.results import sink
+from search.workers import session
 from search.workers.losses import raised
 
 Weights = dict[str, Any] | ray.ObjectRef  # of the policy, as an env runner takes them
@@ -44,8 +45,8 @@ class SearchEnv(TapVectorEnv):
         torch.set_num_threads(1)
         count = config.get("num_envs", 1)
         # In lockstep no layer has the codes of before in all configurations: nothing is kept for that.
-        evaluator = Evaluator(sink.fetch_problem(config["run"]), cache_bytes=CACHE_BYTES if count == 1 else 0)
-        super().__init__(count, evaluator)
+        problem = session.fetch(sink.shared_problem(config["run"]))
+        super().__init__(count, Evaluator(problem, cache_bytes=CACHE_BYTES if count == 1 else 0))
 
 
 class SearchEnvRunner(SingleAgentEnvRunner):

@@ -274,7 +274,7 @@ def configure(
     layers = len(calibration.layers)
     model = {
         "tmax": list(calibration.tmax),
-        "start": [list(codes) for codes in calibration.quintile],
+        "start": [list(codes) for codes in calibration.start],
         "hidden": HIDDEN,
         "observations": [layer.observation.tolist() for layer in calibration.layers],
     }

@@ -47,6 +47,14 @@ class Server(ThreadingHTTPServer):
         """Where the page is."""
         return f"http://127.0.0.1:{self.server_address[1]}/{self.token}"
 
+    def end(self) -> None:
+        """Answers no more; returns when no page is being made.
+
+        A process aborts that ends while another of its threads is in a C++ library.
+        """
+        self.shutdown()
+        self._lock.acquire()
+
     def page(self) -> tuple[bytes, bool]:
         """The page, and whether the run had ended when it was made.
 
@@ -105,4 +113,4 @@ def serve(folder: Folder, tell: Callable[[str], None]) -> None:
             tell(server.address)
             server.served_last.wait()
         finally:
-            server.shutdown()
+            server.end()
