@@ -10,6 +10,7 @@ Libraries that only reading a dataset takes are imported there: an env runner, w
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
@@ -159,10 +160,10 @@ def _held_out_sizes(total: int) -> dict[str, int]:
 
 def _digits() -> Dataset:
     """1,797 real 8x8 digits, enlarged to 3x32x32: test 256, search 256, validation 192, calibration 512, train 581."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    small = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
+    folder = Path(importlib.util.find_spec("sklearn").origin).parent  # to load it takes a second, and its file is plain
+    table = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images, digits = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
+    small = torch.from_numpy(images).float()[:, None] * (255 / 16)
     chosen = _split(len(small), {"test": 256, "search": 256, "validation": 192, "calibration": 512})
 
     def read(split: str, positions: np.ndarray, shorter: int, side: int) -> np.ndarray:
@@ -171,8 +172,8 @@ def _digits() -> Dataset:
         large = large[..., edge : edge + side, edge : edge + side].round().clamp_(0, 255).to(torch.uint8)
         return large.expand(-1, 3, -1, -1).contiguous().numpy()
 
-    labels = {split: bunch.target[index].astype(np.int64) for split, index in chosen.items()}
-    classes, digest = tuple(str(digit) for digit in bunch.target_names), _digest(bunch.images, bunch.target)
+    labels = {split: digits[index] for split, index in chosen.items()}
+    classes, digest = tuple(map(str, range(10))), _digest(images, digits)
     return Dataset("digits", classes, False, labels, digest, read)
 
 

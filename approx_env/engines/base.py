@@ -80,6 +80,11 @@ class Engine(ABC):
         """The codes of the layer that comes next, before TAP: `(n, c, h, w)` or `(n, features)`."""
         return state[self._site(state).inputs[0]]
 
+    def histogram(self, state: State) -> np.ndarray:
+        """How often each code of the layer that comes next is there, before TAP: `(256,) int64`."""
+        codes = self.codes(state)
+        return self._histogram(codes, np.ones(codes[0, 0].numel(), np.int64))
+
     def advance(
         self, state: State, codes: Sequence | np.ndarray | Lookup | None, tmax: int = tap.HIGHEST_CODE
     ) -> State:

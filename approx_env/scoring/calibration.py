@@ -156,8 +156,7 @@ def calibrate(
     for images in batches:
         state = runner.start(images)
         for histogram in histograms:
-            codes = runner.codes(state).cpu().byte()
-            histogram += np.bincount(codes.permute(0, *range(2, codes.dim()), 1).reshape(-1), minlength=tap.CODE_COUNT)
+            histogram += runner.histogram(state)
             state = runner.advance(state, None)
     layers = []
     for index, (name, histogram) in enumerate(zip(network.layers, histograms, strict=True)):

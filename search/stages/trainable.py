@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,8 @@ from search.workers import session
 from search.workers.losses import ScoringFailed, raised
 from search.workers.runners import Runners, Scorer
 
-EVALUATIONS_A_STEP = 8  # by each runner, between two reports to Tune
+EVALUATIONS_AT_ONCE = 8  # that are asked for, by each runner
+STEP_SECONDS = 0.5  # between two reports to Tune, which take their time
 FAILURE = "failure"  # of a trial's last result: the exception that ended it, to be raised in the driver
 
 
@@ -74,15 +76,19 @@ class AskTellSearch(tune.Trainable):
         self._asked, self._last = 0, ()  # how many configurations, and the last one of them
 
     def step(self) -> dict[str, Any]:
+        end = time.monotonic() + STEP_SECONDS
         try:
             self._ask_and_tell()
+            while self._asked < self.config["budget"] and time.monotonic() < end:
+                self._ask_and_tell()
+            self._recorder.wait()
         except Exception as error:
             return ended_by(error)
         return sink.tune_metrics(self.config["run"], self._trial, self.config["budget"])
 
     def _ask_and_tell(self) -> None:
         left = self.config["budget"] - self._asked
-        asked = self._search.ask(min(left, EVALUATIONS_A_STEP * max(1, self.config["num_env_runners"])))
+        asked = self._search.ask(min(left, EVALUATIONS_AT_ONCE * max(1, self.config["num_env_runners"])))
         if left and not asked:
             raise ScoringFailed(f"{self._trial} has no more to propose after {self._asked} configurations")
         names = [self._episode_id(self._asked + k) for k in range(len(asked))]
@@ -95,7 +101,6 @@ class AskTellSearch(tune.Trainable):
             scores.append(next(outcomes))
             self._recorder.add(name, episode, scores[-1], layer_forwards=layer_forwards(one, before))
         self._last = befores[-1]
-        self._recorder.wait()
         objective, exact = OBJECTIVES[self.config["objective"]], self.config["budget_exact"]
         self._search.tell(asked, [objective.score(outcome, exact) for outcome in scores])
         self._asked += len(asked)
