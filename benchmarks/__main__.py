@@ -16,6 +16,7 @@ from benchmarks import (
     bench_scaling,
     bench_search,
     bench_store,
+    bench_transfer,
     ratios,
     record,
     timing,
@@ -29,14 +30,14 @@ BENCHMARKS = {
     "scaling": bench_scaling.measure,
     "cluster": bench_cluster.measure,
 }
-LONG = {"search": bench_search.main, "objective": bench_objective.main}
+LONG = {"search": bench_search.main, "objective": bench_objective.main, "transfer": bench_transfer.main}
 RESULTS = Path(__file__).with_name("results")
 
 
 def main() -> None:
     """Runs the benchmarks asked for, prints what they say of the claims, and writes it to `ratios.json`.
 
-    `search` and `objective` are none of them: they take hours, measure no speed, and have options of their own.
+    Those of `LONG` are none of them: they take hours, measure no speed, and have options of their own.
     """
     if sys.argv[1:2] and sys.argv[1] in LONG:
         sys.exit(LONG[sys.argv[1]](sys.argv[2:]))

@@ -27,18 +27,21 @@ def whole(configuration: Configuration) -> list[tuple[int, ...]]:
     return [(*four, tmax) for four, tmax in configuration.values()]
 
 
-def of_run(folder: Folder, names: Sequence[str]) -> Configuration:
+def of_run(folder: Folder, names: Sequence[str], option: str = "--codes") -> Configuration:
     """What a run has chosen for the layers `names`.
+
+    Args:
+        option: that named the run.
 
     Raises:
         InputError: it has not chosen, or its codes cannot be read.
     """
     place = f"{folder}/{store.BEST}"
-    told = read(place, lambda: folder.read(store.BEST))
-    return checked(layers_of(told, place), names, place)
+    told = read(place, lambda: folder.read(store.BEST), option)
+    return checked(layers_of(told, place, option), names, place, option)
 
 
-def read(place: str, load: Callable[[], str | bytes] | None = None) -> dict[str, Any]:
+def read(place: str, load: Callable[[], str | bytes] | None = None, option: str = "--codes") -> dict[str, Any]:
     """What a best.json or a student's file says.
 
     Args:
@@ -52,11 +55,11 @@ def read(place: str, load: Callable[[], str | bytes] | None = None) -> dict[str,
         if not isinstance(told, dict):
             raise ValueError("it is no mapping")
     except (OSError, ValueError, RecursionError) as error:
-        raise _no_codes(place, error) from error
+        raise _no_codes(place, error, option) from error
     return told
 
 
-def layers_of(told: Any, place: str) -> dict[str, Any]:
+def layers_of(told: Any, place: str, option: str = "--codes") -> dict[str, Any]:
     """The codes by layer in what such a file says; not yet checked.
 
     Raises:
@@ -65,11 +68,11 @@ def layers_of(told: Any, place: str) -> dict[str, Any]:
     own = told.get("student")
     layers = (own if isinstance(own, dict) else told).get("layers")
     if not isinstance(layers, dict):
-        raise _no_codes(place, "it lacks 'layers'")
+        raise _no_codes(place, "it lacks 'layers'", option)
     return layers
 
 
-def checked(layers: dict[str, Any], names: Sequence[str], place: str) -> Configuration:
+def checked(layers: dict[str, Any], names: Sequence[str], place: str, option: str = "--codes") -> Configuration:
     """Codes and tmax of the layers `names`, as engines take them.
 
     Raises:
@@ -78,10 +81,9 @@ def checked(layers: dict[str, Any], names: Sequence[str], place: str) -> Configu
     try:
         return student.codes_of(layers, names)
     except (KeyError, TypeError, ValueError) as error:
-        raise _no_codes(place, error) from error
+        raise _no_codes(place, error, option) from error
 
 
-def _no_codes(place: str, reason: Any) -> InputError:
-    return InputError(
-        f"--codes: {place} holds no codes for this network ({reason}): name a best.json of its layers, or {QUINTILE}"
-    )
+def _no_codes(place: str, reason: Any, option: str) -> InputError:
+    fix = f"name a best.json of its layers, or {QUINTILE}" if option == "--codes" else "name a run of it that has ended"
+    return InputError(f"{option}: {place} holds no codes for this network ({reason}): {fix}")

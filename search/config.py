@@ -95,6 +95,12 @@ class Settings:
     )
     calib_batches: int = integer(16, "batches of calibration images", 1)
     calib_batch_size: int = integer(32, "images in a calibration batch", 1)
+    init_from: str | None = option(
+        None,
+        "where searches begin, in place of quintile: at what a run has chosen, or at what a policy of search.pretrain "
+        "proposes, a .safetensors",
+        metavar="RUN",
+    )
     lr: float = number(ppo.Options.lr, "PPO's learning rate", above=0, high=1)
     iteration_episodes: int = integer(
         ppo.Options.iteration_episodes, "episodes that PPO learns from at a time; no more runners than these work", 1
@@ -269,6 +275,9 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.engine == "vector" and settings.device != "cpu":
         text = f"--engine vector runs on the cpu, and --device {settings.device} came: use --engine portable"
         yield {"engine", "device"}, text
+    if settings.init_from is not None and (algorithms.is_fixed(settings.works) or settings.works == "random"):
+        text = f"--init-from says where a search begins; --algorithm {settings.algorithm} begins nowhere: leave it out"
+        yield {"algorithm", "init_from"}, text
     if algorithms.is_fixed(settings.works) and (settings.budget != 1 or len(settings.seeds) != 1):
         text = f"--algorithm {settings.algorithm} is one fixed configuration: --episodes must be 1 and --seeds one seed"
         yield {"algorithm", "episodes", "seeds"}, text

@@ -22,9 +22,10 @@ from approx_env.int8 import cost, energy
 from approx_env.int8.network import Network, pool_first
 from approx_env.int8.sites import with_sites
 from approx_env.scoring import calibration
+from approx_env.scoring.configuration import Configuration
 from approx_env.scoring.evaluator import Problem
 from approx_env.teachers import store as teachers
-from search import config
+from search import config, proposal
 from search.config import Settings
 from search.objectives import OBJECTIVES
 from search.results import inspection, lease, store
@@ -99,6 +100,9 @@ def prepare(
     network = with_sites(chosen.network, settings.sites)
     _check_budget(settings, network)
     found = calibrated(settings, dataset, network)
+    if settings.init_from is not None:
+        begin = _begun_at(folder, earlier, found) if earlier else proposal.start(settings.init_from, found)
+        found = replace(found, proposed=begin)
     reward = OBJECTIVES[settings.objective].reward(settings)
     sizes = settings.rungs or (settings.search_images,)
     images, labels = dataset.load("search", sizes[-1])
@@ -168,6 +172,15 @@ def _go_on(folder: Folder, given: Settings) -> tuple[dict[str, Any], Settings]:
         raise InputError([f"--resume: {folder}/{name} is damaged or of another run ({reason}): remove it, and what it "
                           "held is searched again" for name, reason in faults.items()])  # fmt: skip
     return earlier, settings
+
+
+def _begun_at(folder: Folder, earlier: dict[str, Any], found: calibration.Calibration) -> Configuration:
+    """The configuration that a run's searches began with: it stays, whatever has become of the file it was from."""
+    told = [earlier["layers"].get(layer.name, {}).get("start") for layer in found.layers]
+    if not (all(isinstance(codes, list) for codes in told) and found.valid(told)):
+        raise InputError(f"--resume: {folder}/{store.RUN} lacks a valid 'start' of each layer: bring it back, or start "
+                         "a new run")  # fmt: skip
+    return tuple(map(tuple, told))
 
 
 def _parsed(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -342,9 +355,7 @@ def describe(job: Job) -> dict[str, Any]:
         "splits": {split: job.dataset.size(split) for split in data.SPLITS},
         "teacher": job.teacher.about,
         "share_of_all_macs": job.share_of_all_macs,
-        "layers": {
-            layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in job.problem.calibration.layers
-        },
+        "layers": _layers(job.problem.calibration),
         "cost": asdict(job.problem.energy) | {"scope": energy.SCOPE},
         "commit": commit(),
         "versions": _versions(),
@@ -353,6 +364,14 @@ def describe(job: Job) -> dict[str, Any]:
         "host": platform.node(),
         "system": platform.platform(),
     }
+
+
+def _layers(found: calibration.Calibration) -> dict[str, dict[str, Any]]:
+    told = {layer.name: {"tmax": layer.tmax, "quintile": layer.quintile} for layer in found.layers}
+    if found.proposed is not None:
+        for layer, codes in zip(told.values(), found.proposed, strict=True):
+            layer["start"] = codes
+    return told
 
 
 def _now() -> datetime.datetime:

@@ -179,6 +179,10 @@ def no_download(monkeypatch):
         ("--episodes ten", ["--episodes", "ten"]),
         ("--episodes -5", ["--episodes", "-5"]),
         ("--algorithm random --lr 0.1", ["--lr", "--algorithm random"]),
+        ("--algorithm random --init-from p.safetensors", ["--init-from", "--algorithm random"]),
+        ("--algorithm quintile --init-from p.safetensors", ["--init-from", "--algorithm quintile"]),
+        ("--init-from nothing", ["--init-from", "nothing/best.json"]),
+        ("--init-from nothing.safetensors", ["nothing.safetensors", "search.pretrain"]),
         ("--speed 9", ["--speed"]),
     ],
 )
@@ -372,13 +376,16 @@ def test_training_explains_a_failed_download(train, tmp_path, no_download):
 LONG = str(2**63)
 NO_TEXT = "\udcff\udcfe"  # what bytes become that are no UTF-8
 TEXTS = ("--data-dir", "--teacher", "--sites", "--address", "--results", "--resume", "--run-name", "--model",
-         "--dataset")  # fmt: skip
+         "--dataset", "--init-from")  # fmt: skip
 NUMBERS = ("--episodes", "--search-images", "--calib-batches", "--calib-batch-size", "--iteration-episodes", "--top",
            "--num-env-runners", "--envs-per-runner")  # fmt: skip
 SEARCH = [
     # What goes for every option of a kind.
     *(((name, ""), [name]) for name in (*TEXTS, *NUMBERS, "--device", "--seeds", "--rungs", "--engine")),
-    *(((name, NO_TEXT), [name]) for name in ("--data-dir", "--teacher", "--results", "--resume", "--run-name")),
+    *(
+        ((name, NO_TEXT), [name])
+        for name in ("--data-dir", "--teacher", "--results", "--resume", "--run-name", "--init-from")
+    ),
     *(((name, LONG), [name]) for name in NUMBERS),
     *(((name, value), [name]) for name in NUMBERS for value in ("-1", "1.5", "1e3", "nan", "x")),
     # Where results go.
@@ -404,6 +411,10 @@ SEARCH = [
     *((("--sensitivity", value), ["--sensitivity"]) for value in ("", "yes", "1")),
     (("--resume", "none", "--sites", "all"), ["--sites"]),
     (("--resume", "none", "--sensitivity"), ["--sensitivity"]),
+    (("--init-from", "none"), ["--init-from", "none/best.json"]),
+    (("--init-from", "README.md"), ["--init-from"]),
+    (("--init-from", "s3://"), ["s3://"]),
+    (("--resume", "none", "--init-from", "none"), ["--init-from"]),
     # Clusters.
     *((("--address", address), ["--address", address]) for address in ("here", "host", "host:", ":1", "host:123456")),
     (("--address", "127.0.0.1:1"), ["--address 127.0.0.1:1", "no Ray cluster"]),

@@ -31,6 +31,7 @@ UNITS = {
     "--rungs": "images",
     "--calib-batches": "batches",
     "--calib-batch-size": "images",
+    "--init-from": "quintile",
     "--lr": "",
     "--iteration-episodes": "episodes",
     "--objective": "",
