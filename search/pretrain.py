@@ -59,7 +59,7 @@ class Settings:
     data_dir: str | None = option(None, "image folder of those that were not trained on digits", metavar="DIR")
     iterations: int = integer(150, "how often the policy learns", 1)
     seed: int = integer(0, "of the draws", 0, high=2**31 - 1)
-    output: str = option("results/policy.safetensors", "file to write", metavar="FILE")
+    output: str = option("policy.safetensors", "file to write", metavar="FILE")
 
 
 @dataclass(frozen=True)
