@@ -54,9 +54,7 @@ class _Sink:
         self._trouble: str | None = None
         self._closed = False
         self._writing = asyncio.Lock()
-        for place in (folder, folder / store.EPISODES):
-            with suppress(OSError):
-                place.sweep()
+        self._sweep()
         loop = asyncio.get_event_loop()
         self._ready = loop.create_task(self._rebuild())
         self._regularly = [loop.create_task(task) for task in (self._beat_regularly(), self._flush_regularly())]
@@ -135,12 +133,18 @@ class _Sink:
                 return False
             try:
                 await self._write()
-                if self._trouble:  # a folder that was away may have kept the beginning of a part
-                    await asyncio.to_thread((self._folder / store.EPISODES).sweep)
+                if self._trouble:  # a folder that was away may have kept the beginning of a file
+                    await asyncio.to_thread(self._sweep)
                 self._trouble = None
             except Exception as error:  # whatever it is: nothing may be lost, and the user is told
                 self._trouble = f"{type(error).__name__}: {error}"
         return self._trouble is None
+
+    def _sweep(self) -> None:
+        """Removes the beginnings of files: of the lease's, which is written beside, another beat writes it whole."""
+        for place in (self._folder, self._folder / store.EPISODES):
+            with suppress(OSError):
+                place.sweep()
 
     async def close(self) -> None:
         """Writes what is waiting, for the last time: what comes later is not written, so that a count stays true."""

@@ -237,6 +237,7 @@ def test_what_a_write_left_in_a_folder_that_went_away_is_removed_when_it_is_back
         await asyncio.sleep(0)
         assert not await actor.flush()
         (folder / store.EPISODES / ".part-0.parquet.0.tmp").touch()
+        (folder / ".top.parquet.0.tmp").touch()
         assert await actor.flush()
         await waiting
 
