@@ -211,12 +211,16 @@ def share(problem: Problem) -> bytes:
 
 def fetch(shared: bytes) -> Problem:
     """The problem, whose arrays lie in the node's object store."""
-    return ray.get(ray.cloudpickle.loads(shared)[0])
+    return _fetched(shared, 0)
 
 
 def fetch_calibration(shared: bytes) -> Calibration:
     """The calibration alone: a process that scores nothing does without torch, which the problem brings."""
-    return ray.get(ray.cloudpickle.loads(shared)[1])
+    return _fetched(shared, 1)
+
+
+def _fetched(shared: bytes, place: int) -> Any:
+    return ray.get(ray.cloudpickle.loads(shared)[place])
 
 
 def check_shared(folder: Folder, file: str) -> None:

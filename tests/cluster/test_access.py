@@ -200,4 +200,4 @@ def test_no_product_code_unpickles():
         )
         or (re.search(r"(?<!safetensors\.)torch\.load\(", line) and "weights_only=True" not in line)
     ]
-    assert found == ["search/workers/session.py: return ray.get(ray.cloudpickle.loads(shared))"]
+    assert found == ["search/workers/session.py: return ray.get(ray.cloudpickle.loads(shared)[place])"]
