@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from approx_env import markdown
-from approx_env.errors import InputError, exit_status
+from approx_env.errors import InputError
 from approx_env.scoring.configuration import Configuration
 from approx_env.scoring.evaluator import Evaluator, Problem
 from approx_env.scoring.reward import Reward
@@ -173,13 +172,4 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Searches what is asked for, then tells; returns the exit status."""
-
-    def run() -> None:
-        arguments = parse(argv)
-        torch.set_num_threads(1)
-        tables = Tables(arguments.results, [ROWS], KEY, __doc__)
-        if not arguments.draw:
-            search(arguments, tables)
-        tell(tables)
-
-    return exit_status(run)
+    return bench_search.carried_out(argv, parse, ([ROWS], KEY, __doc__), search, tell)

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -332,6 +332,30 @@ def checked(parser: argparse.ArgumentParser, argv: Sequence[str], counts: Sequen
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     return arguments
+
+
+def carried_out(
+    argv: Sequence[str],
+    parse: Callable[[Sequence[str]], argparse.Namespace],
+    table: tuple[Sequence[str], Sequence[str], str],
+    work: Callable[[argparse.Namespace, Tables], None],
+    tell: Callable[[Tables], None],
+) -> int:
+    """Does the work, unless what is there is to be drawn alone, and tells; returns the exit status.
+
+    Args:
+        table: what `Tables` takes beside the folder.
+    """
+
+    def run() -> None:
+        arguments = parse(argv)
+        torch.set_num_threads(1)
+        tables = Tables(arguments.results, *table)
+        if not arguments.draw:
+            work(arguments, tables)
+        tell(tables)
+
+    return exit_status(run)
 
 
 def main(argv: Sequence[str]) -> int:

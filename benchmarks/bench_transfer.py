@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from approx_env import markdown
-from approx_env.errors import InputError, exit_status
+from approx_env.errors import InputError
 from approx_env.scoring.evaluator import Evaluator
 from benchmarks import bench_search
 from benchmarks.bench_search import Tables
@@ -98,6 +97,18 @@ def table(rows: pd.DataFrame) -> str:
     return markdown.table(heads, lines)
 
 
+def tell(tables: Tables) -> None:
+    """Prints the table of the rows that there are.
+
+    Raises:
+        InputError: there are none.
+    """
+    rows = tables.frame(ROWS)
+    if rows.empty:
+        raise InputError("there are no rows of policies: leave --draw out to make some")
+    print(f"\n{table(rows)}")
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line; ends with status 2 if it is wrong."""
     parser = argparse.ArgumentParser("python -m benchmarks transfer", description=__doc__.splitlines()[0])
@@ -116,16 +127,4 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str]) -> int:
     """Trains and judges what is asked for, then tells; returns the exit status."""
-
-    def run() -> None:
-        arguments = parse(argv)
-        torch.set_num_threads(1)
-        tables = Tables(arguments.results, [ROWS], KEY, __doc__)
-        if not arguments.draw:
-            measure(arguments, tables)
-        rows = tables.frame(ROWS)
-        if rows.empty:
-            raise InputError("there are no rows of policies: leave --draw out to make some")
-        print(f"\n{table(rows)}")
-
-    return exit_status(run)
+    return bench_search.carried_out(argv, parse, ([ROWS], KEY, __doc__), measure, tell)
