@@ -160,7 +160,7 @@ def _held_out_sizes(total: int) -> dict[str, int]:
 
 def _digits() -> Dataset:
     """1,797 real 8x8 digits, enlarged to 3x32x32: test 256, search 256, validation 192, calibration 512, train 581."""
-    folder = Path(importlib.util.find_spec("sklearn").origin).parent  # to load it takes a second, and its file is plain
+    folder = Path(importlib.util.find_spec("sklearn").origin).parent  # it takes a second to load
     table = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     images, digits = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
     small = torch.from_numpy(images).float()[:, None] * (255 / 16)

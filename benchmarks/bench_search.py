@@ -341,7 +341,7 @@ def carried_out(
     work: Callable[[argparse.Namespace, Tables], None],
     tell: Callable[[Tables], None],
 ) -> int:
-    """Does the work, unless what is there is to be drawn alone, and tells; returns the exit status.
+    """Does the work, and tells; with --draw it tells alone. Returns the exit status.
 
     Args:
         table: what `Tables` takes beside the folder.

@@ -41,7 +41,8 @@ def measure(arguments: argparse.Namespace, tables: Tables) -> None:
         for family, own in families.items():
             if not tables.of(ROWS, {"family": family, "seed": seed}):
                 others = [name for name in arguments.teachers if name not in own]
-                policy = _trained(others, arguments, seed)
+                found = pretrain.sources(others, arguments.data_dir)
+                policy = pretrain.trained(found, arguments.iterations, seed, TOLD)
                 rows = [row for name in own for row in _judged(name, policy, arguments.data_dir)]
                 tables.add(ROWS, [{"family": family, "seed": seed} | row for row in rows])
                 print(f"without {family}, seed {seed}: done", flush=True)
@@ -57,15 +58,6 @@ def _family(name: str) -> str:
         if Path(name).name.startswith(family):
             return family
     raise InputError(f"--teachers: {name} is of no family that is known here: {', '.join(FAMILIES)}")
-
-
-def _trained(teachers: Sequence[str], arguments: argparse.Namespace, seed: int) -> proposal.Policy:
-    found = pretrain.sources(teachers, arguments.data_dir)
-    for number, (policy, gain) in enumerate(pretrain.train(found, arguments.iterations, seed), 1):
-        last = policy
-        if number % TOLD == 0:
-            print(f"{number} iterations: losses {-gain:+.4f} against quintile's", flush=True)
-    return last
 
 
 def _judged(name: str, policy: proposal.Policy, data_dir: str | None) -> Iterator[dict[str, Any]]:

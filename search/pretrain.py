@@ -148,6 +148,15 @@ def train(found: Sequence[Source], iterations: int, seed: int) -> Iterator[tuple
         yield policy, float(np.mean(gains))
 
 
+def trained(found: Sequence[Source], iterations: int, seed: int, every: int = 1) -> Policy:
+    """The policy that `train` ends with; a line tells of every so many iterations."""
+    for number, (policy, gain) in enumerate(train(found, iterations, seed), 1):
+        last = policy
+        if number % every == 0:
+            print(f"iteration {number} of {iterations}: losses {-gain:+.4f} against quintile's", flush=True)
+    return last
+
+
 def _weights(found: Sequence[Source]) -> torch.Tensor:
     """Of each source, together 1: the same for all of a dataset, and all datasets weigh the same."""
     count = Counter(source.dataset for source in found)
@@ -188,11 +197,8 @@ def _run(argv: list[str] | None) -> None:
         raise InputError(f"--output {output}: its folder is not there: make it, or name another")
     found = sources(settings.teachers, settings.data_dir)
     print(f"{len(found)} problems of {len(settings.teachers)} teachers", flush=True)
-    learning = train(found, settings.iterations, settings.seed)
-    for number, (policy, gain) in enumerate(learning, 1):
-        last = policy
-        print(f"iteration {number} of {settings.iterations}: losses {-gain:+.4f} against quintile's", flush=True)
-    Folder(output.parent).write(output.name, proposal.save(last))
+    policy = trained(found, settings.iterations, settings.seed)
+    Folder(output.parent).write(output.name, proposal.save(policy))
     print(f"policy in {output}")
 
 

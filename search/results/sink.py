@@ -141,7 +141,7 @@ class _Sink:
         return self._trouble is None
 
     def _sweep(self) -> None:
-        """Removes the beginnings of files: of the lease's, which is written beside, another beat writes it whole."""
+        """Removes the beginnings of files. The lease may be written meanwhile: its next beat writes it whole."""
         for place in (self._folder, self._folder / store.EPISODES):
             with suppress(OSError):
                 place.sweep()

@@ -78,7 +78,6 @@ class AskTellSearch(tune.Trainable):
     def step(self) -> dict[str, Any]:
         end = time.monotonic() + STEP_SECONDS
         try:
-            self._ask_and_tell()
             while self._asked < self.config["budget"] and time.monotonic() < end:
                 self._ask_and_tell()
             self._recorder.wait()
