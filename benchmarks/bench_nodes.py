@@ -4,15 +4,16 @@ Question: how long does each node of SqueezeNet and AlexNet (32x32) take, at how
 how many bytes a second does it move? Which share is that of what this core does at its best?
 
 Method: one thread. 64 digits, which pass a segment together, go through the network under quintile codes, as in an
-evaluation: products are counted, and attention is measured. Each call of the engine for a node is timed, and each call
-for a site. A node's bytes are its inputs, its weights and its output, each counted once. The best that the core does
-are multiply-accumulates of one large oneDNN INT8 convolution, and bytes read and written by a copy of 64 MiB.
+evaluation: products are counted, and attention is measured. Each step of a segment is called alone and timed, and each
+call for a site. A node's bytes are its inputs, its weights and its output, each counted once. The best that the core
+does are multiply-accumulates of one large oneDNN INT8 convolution, and bytes read and written by a copy of 64 MiB.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ import numpy as np
 
 from approx_env import markdown
 from approx_env.engines.base import Engine
+from approx_env.engines.vector import kernels
+from approx_env.engines.vector.plan import Plan
 from approx_env.int8.network import Network
 from approx_env.int8.nodes import INPUT, Node, Weighted
 from approx_env.scoring.evaluator import Evaluator, Problem
@@ -56,7 +59,7 @@ def timed(problem: Problem, repetitions: int) -> tuple[Network, dict[str, float]
     """The network as the evaluator runs it, and median seconds of each node, sites among them, under quintile codes."""
     engine, images = Evaluator(problem).engine, workload.images(Engine.chunk)[0]
     times: dict[str, list[float]] = defaultdict(list)
-    apply, approximate, place = engine._apply, engine._tap, [0]
+    approximate, place = engine._tap, [0]
 
     def clocked(name: str, run, *arguments):
         begin = time.perf_counter()
@@ -64,8 +67,13 @@ def timed(problem: Problem, repetitions: int) -> tuple[Network, dict[str, float]
         times[name].append(time.perf_counter() - begin)
         return result
 
-    engine._apply = lambda node, tensors: clocked(node.name, apply, node, tensors)
+    def one_by_one(plan: Plan, count: int, addresses: np.ndarray) -> None:
+        for k, name in enumerate(plan.names):
+            clocked(name, kernels.run, plan.rows[k : k + 1], count, addresses)
+
     engine._tap = lambda *arguments: clocked(engine.network.layers[place[0]], approximate, *arguments)
+    for plan in engine.plans:
+        plan.carry_out = partial(one_by_one, plan)
     for _ in range(repetitions + 1):
         state = engine.start(images)
         for place[0], layer in enumerate(problem.calibration.layers):

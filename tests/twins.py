@@ -11,7 +11,7 @@ from approx_env import data, tap
 from approx_env.engines import reference
 from approx_env.engines.base import Engine
 from approx_env.engines.portable import PortableEngine
-from approx_env.engines.vector import convolution
+from approx_env.engines.vector import convolution, kernels, steps
 from approx_env.engines.vector.engine import VectorEngine
 from approx_env.int8.network import Network
 from approx_env.int8.nodes import INPUT
@@ -47,6 +47,14 @@ def check_every_node(network: Network, images: np.ndarray, configuration, engine
     for name, output in expected.items():
         assert found[name].shape == output.shape, name
         assert np.array_equal(found[name].astype(np.int64), output.astype(np.int64)), name
+
+
+def take(packed: steps.Packed, x: np.ndarray, y: np.ndarray, offset: int = 0) -> None:
+    """Runs a node with weights on `x (n, h, w, c)`, into the channels of `y (n, i, j, c)` from `offset` on."""
+    shapes = ((each.shape[3], *each.shape[1:3]) for each in (x, y))
+    step = packed.step(*shapes, offset)
+    row = np.array([[step.code.address, 0, 0, 1, *step.numbers()]], np.int64)
+    kernels.run(row, len(x), np.array([x.ctypes.data, y.ctypes.data], np.int64))
 
 
 def table_of(codes: Sequence[int], tmax: int) -> Lookup:

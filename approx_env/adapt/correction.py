@@ -90,10 +90,10 @@ class _Pairs(PortableEngine):
         approximated, _ = super()._tap(student, len(student), codes, weights, counts, False)
         return in_order(torch.cat([exact, approximated])), None
 
-    def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _weighted(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
         teacher, student = x.chunk(2)
         if not self._paired or torch.equal(teacher, student):
-            return super()._weighted(node, x, tensors)
+            return super()._weighted(node, x)
         # Sums lie below 2**30: an int32 takes half the memory of the float64 that they come in.
         sums = [[self._sums(node, part).int() for part in half.split(CHUNK)] for half in (teacher, student)]
         self.fitted[node.name] = _fitted(node, _moments(*sums), self._method)

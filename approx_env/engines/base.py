@@ -14,24 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from approx_env import data, tap
 from approx_env.int8 import cost
 from approx_env.int8.network import Network
-from approx_env.int8.nodes import (
-    INPUT,
-    Addition,
-    AveragePool,
-    Concatenation,
-    Flatten,
-    GlobalAveragePool,
-    MaxPool,
-    Node,
-    ScaledAddition,
-    Site,
-    Weighted,
-)
+from approx_env.int8.nodes import INPUT, Flatten, MaxPool, Node, Site
 from approx_env.lookup import Lookup
 
 NO_WEIGHTS = np.empty(0, np.int64)
@@ -73,8 +60,7 @@ class Engine(ABC):
 
     def start(self, images: torch.Tensor | np.ndarray) -> State:
         """Takes `images (n, c, h, w) uint8` to the codes of the first approximated layer."""
-        x = data.standardise(images) if self.network.standardised else torch.as_tensor(images)
-        return self._state(0, self._run(0, {INPUT: self._input(x)}))
+        return self._state(0, self._run(0, self._pixels(images)))
 
     def codes(self, state: State) -> torch.Tensor:
         """The codes of the layer that comes next, before TAP: `(n, c, h, w)` or `(n, features)`."""
@@ -149,69 +135,22 @@ class Engine(ABC):
     def _site(self, state: State) -> Node:
         return self.network.by_name[self.network.layers[state.layer]]
 
-    def _run(self, segment: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Adds the outputs of a segment's nodes to `tensors`."""
-        for node in self._segments[segment]:
-            if node.name not in tensors:  # a concatenation whose parts were written into it is there already
-                tensors[node.name] = self._apply(node, tensors)
-        return tensors
+    def _pixels(self, images: torch.Tensor | np.ndarray) -> dict[str, torch.Tensor]:
+        """What the first nodes read."""
+        x = data.standardise(images) if self.network.standardised else torch.as_tensor(images)
+        return {INPUT: self._input(x)}
 
     def _state(self, layer: int, tensors: dict[str, torch.Tensor], *rest) -> State:
         """A state with the tensors that are read later."""
         return State(layer, {name: tensor for name, tensor in tensors.items() if name in self._live[layer]}, *rest)
 
-    def _apply(self, node: Node, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        inputs = [tensors[name] for name in node.inputs]
-        match node:
-            case Weighted():
-                return self._weighted(node, inputs[0], tensors)
-            case MaxPool():
-                return self._max_pool(inputs[0], node)
-            case Concatenation():
-                return torch.cat(inputs, 1)
-            case Addition():
-                return self._add(*inputs)
-            case ScaledAddition():
-                return self._add_scaled(*inputs, node.multiplier)
-            case Flatten():
-                return inputs[0].contiguous().flatten(1)
-            case AveragePool():
-                return self._average_pool(inputs[0], node)
-            case GlobalAveragePool():
-                return self._average(inputs[0], codes=node.inputs[0] in self.network.scales)
-        raise NotImplementedError(type(node).__name__)
-
-    @staticmethod
-    def _average_pool(x: torch.Tensor, node: AveragePool) -> torch.Tensor:
-        """The mean of each window, halves rounded up."""
-        total = F.avg_pool2d(x.double(), node.kernel, node.stride, divisor_override=1)  # exact
-        return in_order(mean(total, node.kernel**2).to(x.dtype))
-
-    @staticmethod
-    def _average(x: torch.Tensor, codes: bool) -> torch.Tensor:
-        """The mean over space of codes, halves rounded up, or the sum over space of logits."""
-        total = x.sum((2, 3), dtype=torch.float64)  # exact
-        return mean(total, x.shape[2] * x.shape[3]).to(x.dtype) if codes else total
+    @abstractmethod
+    def _run(self, segment: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`tensors`, and the outputs of a segment's nodes that are read behind them."""
 
     @abstractmethod
     def _input(self, images: torch.Tensor) -> torch.Tensor:
         """Images `uint8` as this engine has codes."""
-
-    @abstractmethod
-    def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The output of a node with weights; may put a concatenation that it is written into among `tensors`."""
-
-    @abstractmethod
-    def _max_pool(self, x: torch.Tensor, node: MaxPool) -> torch.Tensor:
-        """The maximum of each window."""
-
-    @abstractmethod
-    def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """min(a + b, 255)."""
-
-    @abstractmethod
-    def _add_scaled(self, a: torch.Tensor, b: torch.Tensor, multiplier: np.ndarray) -> torch.Tensor:
-        """Codes of a scaled addition of codes or wide integers."""
 
     @abstractmethod
     def _tap(

@@ -16,11 +16,23 @@ from torch.nn import functional as F
 
 from approx_env import tap
 from approx_env.engines import reference
-from approx_env.engines.base import Engine, in_order
+from approx_env.engines.base import Engine, in_order, mean
 from approx_env.errors import InputError
 from approx_env.int8 import cost
 from approx_env.int8.network import Network
-from approx_env.int8.nodes import HALF, SHIFT, MaxPool, Weighted
+from approx_env.int8.nodes import (
+    HALF,
+    SHIFT,
+    Addition,
+    AveragePool,
+    Concatenation,
+    Flatten,
+    GlobalAveragePool,
+    MaxPool,
+    Node,
+    ScaledAddition,
+    Weighted,
+)
 
 LARGEST_EXACT = 2**24  # integers up to here are exact in float32
 PROOF_IMAGES = 8
@@ -88,7 +100,7 @@ class PortableEngine(Engine):
         shape = self.network.shapes[node.inputs[0]]
         codes = torch.randint(0, 256, (PROOF_IMAGES, *shape), generator=generator).float()
         codes[0] = tap.HIGHEST_CODE
-        found = self._weighted(node, in_order(codes.to(self.device)), {}).cpu().numpy().astype(np.int64)
+        found = self._weighted(node, in_order(codes.to(self.device))).cpu().numpy().astype(np.int64)
         expected = reference.weighted(self.network, node, codes.numpy())
         if not np.array_equal(found, expected):
             raise InputError(
@@ -99,7 +111,45 @@ class PortableEngine(Engine):
     def _input(self, images: torch.Tensor) -> torch.Tensor:
         return in_order(images.to(self.device).float())
 
-    def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _run(self, segment: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        for node in self._segments[segment]:
+            tensors = tensors | {node.name: self._apply(node, tensors)}
+        return tensors
+
+    def _apply(self, node: Node, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        inputs = [tensors[name] for name in node.inputs]
+        match node:
+            case Weighted():
+                return self._weighted(node, inputs[0])
+            case MaxPool():
+                return self._max_pool(inputs[0], node)
+            case Concatenation():
+                return torch.cat(inputs, 1)
+            case Addition():
+                return self._add(*inputs)
+            case ScaledAddition():
+                return self._add_scaled(*inputs, node.multiplier)
+            case Flatten():
+                return inputs[0].contiguous().flatten(1)
+            case AveragePool():
+                return self._average_pool(inputs[0], node)
+            case GlobalAveragePool():
+                return self._average(inputs[0], codes=node.inputs[0] in self.network.scales)
+        raise NotImplementedError(type(node).__name__)
+
+    @staticmethod
+    def _average_pool(x: torch.Tensor, node: AveragePool) -> torch.Tensor:
+        """The mean of each window, halves rounded up."""
+        total = F.avg_pool2d(x.double(), node.kernel, node.stride, divisor_override=1)  # exact
+        return in_order(mean(total, node.kernel**2).to(x.dtype))
+
+    @staticmethod
+    def _average(x: torch.Tensor, codes: bool) -> torch.Tensor:
+        """The mean over space of codes, halves rounded up, or the sum over space of logits."""
+        total = x.sum((2, 3), dtype=torch.float64)  # exact
+        return mean(total, x.shape[2] * x.shape[3]).to(x.dtype) if codes else total
+
+    def _weighted(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
         return self._requantised(node, self._sums(node, x), *self._affine[node.name])
 
     @staticmethod

@@ -11,6 +11,7 @@ from approx_env.engines import reference
 from approx_env.engines.vector import convolution
 from approx_env.int8.network import Network
 from approx_env.int8.nodes import Convolution, Site
+from tests import twins
 
 pytestmark = pytest.mark.skipif(not convolution.available(), reason="this CPU has no AVX2")
 
@@ -52,12 +53,12 @@ def check(codes: np.ndarray, node: Convolution, zero_point: int, kind: type[conv
     for name in convolution.available():
         packed = kind(node, zero_point, name)
         if node.logits:
-            sums = np.empty((*expected.shape[:3], packed.width), np.int32)
-            packed(codes, sums, 0)
-            assert np.array_equal(sums[..., :out] * node.multiplier.astype(np.int64), expected), name
+            integers = np.empty(expected.shape, np.int64)
+            twins.take(packed, codes, integers)
+            assert np.array_equal(integers, expected), name
             continue
         y = np.full((*expected.shape[:3], out + 20), 77, np.uint8)
-        packed(codes, y, 7)
+        twins.take(packed, codes, y, 7)
         assert np.array_equal(y[..., 7 : 7 + out], expected), name
         assert (y[..., :7] == 77).all() and (y[..., 7 + out :] == 77).all(), name
 
@@ -100,14 +101,23 @@ def node_of(out: int, channels: int, kernel: int, stride: int = 1, padding: int 
     return Convolution("c", ("input",), weight, zeros, zeros + 1, True, 1.0, False, stride, padding)
 
 
+def kind_of(node: Convolution) -> type[convolution.Packed]:
+    return convolution.kind_of(node, "avx2")
+
+
 def test_winograd_takes_what_it_can_and_direct_the_rest():
-    assert convolution.kind_of(node_of(16, 16, 3, 1, 1)) is convolution.Winograd
-    assert convolution.kind_of(node_of(7, 16, 3, 1, 1)) is convolution.Winograd
+    assert kind_of(node_of(16, 16, 3, 1, 1)) is convolution.Winograd
+    assert kind_of(node_of(7, 16, 3, 1, 1)) is convolution.Winograd
     for other in (node_of(16, 16, 3, 2, 1), node_of(16, 16, 3), node_of(16, 16, 5, 1, 2), node_of(16, 6, 3, 1, 1)):
-        assert convolution.kind_of(other) is convolution.Direct
-    assert convolution.kind_of(replace(node_of(16, 16, 3, 1, 1), logits=True)) is convolution.Direct
+        assert kind_of(other) is convolution.Direct
+    assert kind_of(replace(node_of(16, 16, 3, 1, 1), logits=True)) is convolution.Direct
+
+
+def test_dot_products_of_512_bits_need_no_winograd():
+    assert convolution.kind_of(node_of(17, 16, 3, 1, 1), "avx512vnni") is convolution.Direct
+    assert convolution.kind_of(node_of(16, 16, 3, 1, 1), "avx512vnni") is convolution.Winograd  # 256 bits take it
 
 
 def test_sums_that_winograd_could_not_hold():
-    assert convolution.kind_of(node_of(16, 112, 3, 1, 1, 127)) is convolution.Winograd
-    assert convolution.kind_of(node_of(16, 128, 3, 1, 1, 127)) is convolution.Direct
+    assert kind_of(node_of(16, 112, 3, 1, 1, 127)) is convolution.Winograd
+    assert kind_of(node_of(16, 128, 3, 1, 1, 127)) is convolution.Direct

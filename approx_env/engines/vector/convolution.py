@@ -9,6 +9,10 @@ Two kinds, each bit for bit what the network's definition gives:
 - `Direct`, all others, linear layers too: rows of four uint8 by four int8. Without VNNI two products are added in 16
   bits, which pair-safe weights never leave.
 
+Dot products of 512 bits take all by `Direct`, which is at the core's peak there. Winograd's weights are eight times as
+large; SqueezeNet's 3 x 3 nodes took a quarter to a half more time by it (Xeon with VNNI), those of one AlexNet image
+six times as much.
+
 All write into a slice of a wider buffer, so that a concatenation costs nothing. Source of the transforms: Lavin &
 Gray, arXiv:1509.09308, section 4.2.
 """
@@ -18,9 +22,12 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+from numba import carray
+from numba.core.ccallback import CFunc
 
 from approx_env.engines.vector import simd
 from approx_env.engines.vector.simd import OUTPUT_TILE, SETS, TILE, TRANSFORMED
+from approx_env.engines.vector.steps import Step, sides
 from approx_env.int8 import nodes
 from approx_env.int8.nodes import Convolution, Weighted
 
@@ -39,17 +46,25 @@ def available() -> tuple[str, ...]:
     return tuple(each.name for each in SETS if each.available)
 
 
-def kind_of(node: Weighted) -> type[Packed]:
-    """Which kind of convolution takes a node."""
-    if not isinstance(node, Convolution) or node.logits:
+def kind_of(node: Weighted, instructions: str) -> type[Packed]:
+    """Which kind of convolution takes a node; `instructions` is one of `available()`."""
+    if not isinstance(node, Convolution) or node.logits or _set_of(node, instructions).lanes == 16:
         return Direct
     _, channels, *kernel = node.weight.shape
     fits = nodes.highest_sums(node).max() <= HIGHEST_WINOGRAD_SUM and channels % TRANSFORMED == 0
     return Winograd if (*kernel, node.stride, node.padding) == (3, 3, 1, 1) and fits else Direct
 
 
+def _set_of(node: Weighted, instructions: str) -> simd.Instructions:
+    """The instruction set for a node: half a block of 512 bits is not worth its empty half."""
+    chosen = next(each for each in SETS if each.name == instructions)
+    if chosen.lanes == 16 and len(node.weight) <= HALF_BLOCK:
+        return next(each for each in SETS if each.dot and each.lanes == 8)
+    return chosen
+
+
 class Packed:
-    """A node's weights in the order in which they are read.
+    """A node's weights in the order in which they are read, and the step that reads them.
 
     Args:
         node: a convolution or a linear layer.
@@ -58,24 +73,18 @@ class Packed:
     """
 
     def __init__(self, node: Weighted, zero_point: int, instructions: str):
-        self._set = next(each for each in SETS if each.name == instructions)
-        if self._set.lanes == 16 and len(node.weight) <= HALF_BLOCK:
-            self._set = next(each for each in SETS if each.dot and each.lanes == 8)
+        self._set = _set_of(node, instructions)
         weight = node.weight if node.weight.ndim == 4 else node.weight[:, :, None, None]
-        self._out, self._zero_point, self._logits = len(weight), zero_point, node.logits
+        self._out, self._zero_point, self._logits, self._relu = len(weight), zero_point, node.logits, node.relu
         self._geometry = (node.stride, node.padding) if isinstance(node, Convolution) else (1, 0)
         self._kernel = weight.shape[2:]
         self._order = list(range(self._set.channels)) if node.logits else list(self._set.order)
         total = weight.astype(np.int64).sum((1, 2, 3))
         self._bias = self._blocks(node.bias - zero_point * total).astype(np.int32)
         self._multiplier = self._blocks(node.multiplier / (1 << nodes.SHIFT)).astype(np.float32)  # exact
-        self._run = _compiled(SETS.index(self._set))[type(self).__name__]
+        self._wide_multiplier = node.multiplier.astype(np.int64)
+        self._code = _compiled(type(self).__name__, SETS.index(self._set))
         self._pack(weight)
-
-    @property
-    def width(self) -> int:
-        """Output channels, filled up to whole blocks."""
-        return self._bias.size
 
     def _blocks(self, values: np.ndarray) -> np.ndarray:
         """Values of each output channel `(out, ...)` as `(blocks, channels, ...)`; missing channels are 0."""
@@ -87,11 +96,8 @@ class Packed:
     def _pack(self, weight: np.ndarray) -> None:
         raise NotImplementedError
 
-    def __call__(self, x: np.ndarray, y: np.ndarray, offset: int) -> None:
-        """Writes the codes of `x (n, h, w, in) uint8` into channels `offset..offset + out` of `y (n, i, j, c)`.
-
-        Of a node that gives logits, `y` is int32 and takes the sums, bias included; c is a multiple of the block.
-        """
+    def step(self, shape: tuple[int, ...], into: tuple[int, ...], offset: int) -> Step:
+        """Writes into channels `offset..offset + out` of a tensor of the shape `into`, from one of `shape`."""
         raise NotImplementedError
 
 
@@ -109,9 +115,9 @@ class Winograd(Packed):
         together = scratch // (2 * TILE * TILE * inputs * self._set.tiles)
         self._tiles = self._set.tiles * int(np.clip(together, 1, most))
 
-    def __call__(self, x, y, offset):
-        padding = np.full(x.shape[3], self._zero_point, np.uint8)
-        self._run(x, padding, self._weight, self._bias, self._multiplier, y, offset, self._tiles, self._out)
+    def step(self, shape, into, offset):
+        return Step(self._code, (*sides(shape), self._zero_point, into[0], offset, self._out, self._tiles,
+                                 len(self._weight), self._weight, self._bias, self._multiplier))  # fmt: skip
 
 
 class Direct(Packed):
@@ -122,43 +128,40 @@ class Direct(Packed):
         self._wide = -(-channels // 4) * 4  # channels of a pixel, filled up to fours
         four = np.zeros((self._out, height, width, self._wide), np.int8)
         four[..., :channels] = weight.transpose(0, 2, 3, 1)
-        steps = self._blocks(four.reshape(self._out, -1, 4))
-        self._weight = np.ascontiguousarray(steps.transpose(0, 2, 1, 3))
-        self._offsets: dict[int, np.ndarray] = {}  # by the width of the image that is read
+        fours = self._blocks(four.reshape(self._out, -1, 4))
+        self._weight = np.ascontiguousarray(fours.transpose(0, 2, 1, 3))
 
-    def __call__(self, x, y, offset):
-        (stride, padding), (height, width, channels) = self._geometry, x.shape[1:]
-        copied = padding > 0 or channels != self._wide
-        sides = (height + 2 * padding, width + 2 * padding) if copied else (0, 0)
-        padded = np.full((*sides, self._wide), self._zero_point, np.uint8)
-        columns = sides[1] if copied else width
-        if columns not in self._offsets:
-            places = np.arange(self._kernel[0])[:, None] * columns + np.arange(self._kernel[1])
-            fours = places[:, :, None] * self._wide + np.arange(0, self._wide, 4)
-            self._offsets[columns] = fours.reshape(-1).astype(np.int32)
-        self._run(x, padded, padding, stride, self._offsets[columns], self._weight, self._bias, self._multiplier,
-                  y, offset, self._out, self._logits, self._kernel[0] if self._zero_point == 0 else 0)  # fmt: skip
+    def step(self, shape, into, offset):
+        stride, padding = self._geometry
+        columns = sides(shape)[1] + 2 * padding
+        places = np.arange(self._kernel[0])[:, None] * columns + np.arange(self._kernel[1])
+        offsets = (places[:, :, None] * self._wide + np.arange(0, self._wide, 4)).reshape(-1).astype(np.int32)
+        return Step(
+            self._code,
+            (*sides(shape), *sides(into), self._wide, stride, padding, self._zero_point, offset, self._out,
+             len(self._weight), len(offsets), self._kernel[0] if self._zero_point == 0 else 0, offsets, self._weight,
+             self._bias, self._multiplier, self._wide_multiplier, self._logits, self._relu),
+        )  # fmt: skip
 
 
 @cache
-def _compiled(instructions: int):
-    """The loops around the vector code of one instruction set, by kind; numba compiles each at its first call."""
-    compiled = simd.compiled
+def _compiled(kind: str, instructions: int) -> CFunc:
+    """The loops around the vector code of one instruction set."""
     tile_rows, rows, channels = SETS[instructions].tiles, SETS[instructions].rows, SETS[instructions].channels
 
-    @compiled
-    def winograd(x, padding, weight, bias, multiplier, y, offset, tiles, out):
+    def winograd(arguments, images, x, unused, y):
         """Takes `tiles` tiles at a time through input transform, 36 products and output transform."""
-        height, width, inputs = x.shape[1:]
+        (height, width, inputs, zero_point, wide, offset, out, tiles, blocks, weight, bias,
+         multiplier) = simd.arguments(arguments, 12)  # fmt: skip
         across = (width + OUTPUT_TILE - 1) // OUTPUT_TILE
         each = across * ((height + OUTPUT_TILE - 1) // OUTPUT_TILE)
         places = TILE * TILE
         codes, sums = np.empty((places, tiles, inputs), np.int16), np.empty((places, tile_rows, channels), np.int32)
         sources, targets = np.empty(places, np.int64), np.empty((tiles, OUTPUT_TILE * OUTPUT_TILE), np.int64)
-        nowhere = np.empty(y.shape[3], np.uint8)
-        row_bytes, block_bytes, sum_bytes = 2 * inputs, weight[0, 0].size * 2, 4 * tile_rows * channels
-        for first in range(0, x.shape[0] * each, tiles):
-            count = min(tiles, x.shape[0] * each - first)
+        nowhere, padding = np.empty(wide, np.uint8), np.full(inputs, zero_point, np.uint8)
+        row_bytes, block_bytes, sum_bytes = 2 * inputs, 2 * inputs * channels, 4 * tile_rows * channels
+        for first in range(0, images * each, tiles):
+            count = min(tiles, images * each - first)
             for tile in range(count):
                 image, place = divmod(first + tile, each)
                 top, left = OUTPUT_TILE * (place // across), OUTPUT_TILE * (place % across)
@@ -166,7 +169,7 @@ def _compiled(instructions: int):
                     for j in range(TILE):
                         row, column = top + i - 1, left + j - 1
                         inside = 0 <= row < height and 0 <= column < width
-                        here = x.ctypes.data + ((image * height + row) * width + column) * inputs
+                        here = x + ((image * height + row) * width + column) * inputs
                         sources[i * TILE + j] = here if inside else padding.ctypes.data
                 for channel in range(0, inputs, TRANSFORMED):
                     to = codes.ctypes.data + tile * row_bytes + 2 * channel
@@ -174,50 +177,56 @@ def _compiled(instructions: int):
                 for i in range(OUTPUT_TILE):
                     for j in range(OUTPUT_TILE):
                         row, column = top + i, left + j
-                        there = y.ctypes.data + ((image * height + row) * width + column) * y.shape[3] + offset
+                        there = y + ((image * height + row) * width + column) * wide + offset
                         inside = row < height and column < width
                         targets[tile, i * OUTPUT_TILE + j] = there if inside else nowhere.ctypes.data
-            for block in range(weight.shape[0]):
+            for block in range(blocks):
                 begin = channels * block
                 for group in range(0, count, tile_rows):
                     for place in range(places):
                         source = codes.ctypes.data + (place * tiles + group) * row_bytes
-                        at = weight.ctypes.data + (block * places + place) * block_bytes
+                        at = weight + (block * places + place) * block_bytes
                         to = sums.ctypes.data + place * sum_bytes
                         simd.multiply_shorts(instructions, source, row_bytes, at, inputs // 2, to)
                     for tile in range(group, min(group + tile_rows, count)):
                         simd.transform_output(
                             instructions, sums.ctypes.data + (tile - group) * 4 * channels, sum_bytes,
-                            bias.ctypes.data + 4 * begin, multiplier.ctypes.data + 4 * begin,
+                            bias + 4 * begin, multiplier + 4 * begin,
                             targets.ctypes.data + tile * 8 * OUTPUT_TILE * OUTPUT_TILE, begin, out - begin,
                         )  # fmt: skip
 
-    @compiled
-    def direct(x, padded, padding, stride, offsets, weight, bias, multiplier, y, offset, out, logits, skipped):
-        """Multiplies the window of every output place; images are copied into `padded (h, w, c)` one by one if any.
+    def direct(arguments, images, x, unused, y):
+        """Multiplies the window of every output place; images that need padding are copied, a few at a time.
 
         With `skipped`, the number of kernel rows, those that lie in padding of zeros are left out.
         """
-        images, height, width, inputs = x.shape
-        result_rows, result_columns, wide = y.shape[1:]
-        copied = padded.size > 0
-        columns, pixel = (padded.shape[1], padded.shape[2]) if copied else (width, inputs)
-        image_bytes, row_bytes = height * width * inputs, columns * pixel
-        together = 1 if copied else images
-        most = PANEL * rows
+        (height, width, inputs, result_rows, result_columns, wide, pixel, stride, padding, zero_point, offset, out,
+         blocks, all_steps, skipped, offsets, weight, bias, multiplier, wide_multiplier, logits,
+         relu) = simd.arguments(arguments, 22)  # fmt: skip
+        copied, most = padding > 0 or pixel != inputs, PANEL * rows
+        together = min(images, max(1, most // (result_rows * result_columns))) if copied else images
+        lines, columns = height + 2 * padding, width + 2 * padding
+        padded = np.full((together if copied else 0, lines, columns, pixel), zero_point, np.uint8)
+        given_bytes, image_bytes, row_bytes = height * width * inputs, lines * columns * pixel, columns * pixel
         sources, targets, tops = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
+        sums = np.empty((most if logits else 0, blocks * channels), np.int32)
+        integers = carray(simd.pointer(y), (images * result_rows * result_columns, out), np.int64)  # if logits
+        factors_of_integers = carray(simd.pointer(wide_multiplier), (out,), np.int64)
         kernel_rows = max(1, skipped)
-        row_steps = offsets.size // kernel_rows
-        target_bytes = wide * y.itemsize
-        target = y.ctypes.data + offset
+        lows, highs = np.zeros(PANEL, np.int64), np.full(PANEL, kernel_rows, np.int64)
+        row_steps = all_steps // kernel_rows
+        target, done = y + offset, 0
         for first in range(0, images, together):
+            here = min(together, images - first)
             if copied:
-                for i in range(height):
-                    for j in range(width):
-                        for c in range(inputs):
-                            padded[i + padding, j + padding, c] = x[first, i, j, c]
-            source = padded.ctypes.data if copied else x.ctypes.data
-            left = together * result_rows * result_columns
+                given = carray(simd.pointer(x + first * given_bytes), (here, height, width, inputs), np.uint8)
+                for k in range(here):
+                    for i in range(height):
+                        for j in range(width):
+                            for c in range(inputs):
+                                padded[k, i + padding, j + padding, c] = given[k, i, j, c]
+            source = padded.ctypes.data if copied else x
+            left = here * result_rows * result_columns
             image, i, j = 0, 0, 0
             while left > 0:
                 count = min(most, left)
@@ -225,37 +234,47 @@ def _compiled(instructions: int):
                 for k in range(count):
                     sources[k] = source + image * image_bytes + stride * (i * row_bytes + j * pixel)
                     targets[k], tops[k] = target, stride * i - padding
-                    target += target_bytes
+                    target += wide
                     j += 1
                     if j == result_columns:
                         i, j = i + 1, 0
                         if i == result_rows:
                             image, i = image + 1, 0
+                if logits:
+                    for k in range(count):
+                        targets[k] = sums[k].ctypes.data
                 for k in range(count, (count + rows - 1) // rows * rows):  # the last one again
                     sources[k], targets[k] = sources[count - 1], targets[count - 1]
-                for block in range(weight.shape[0]):
-                    begin = channels * block
-                    at = weight.ctypes.data + block * weight[0].size
+                if skipped and padding:
                     for group in range(0, count, rows):
-                        here, there = sources.ctypes.data + 8 * group, targets.ctypes.data + 8 * group
-                        low, high = 0, kernel_rows
-                        if skipped and padding:
-                            low = max(0, -tops[min(group + rows, count) - 1])
-                            high = min(kernel_rows, height - tops[group])
-                        if low >= high:  # padding alone, which is 0
-                            low, high = 0, kernel_rows
+                        highest, lowest = tops[group], tops[group]
+                        for k in range(group, min(group + rows, count)):
+                            highest, lowest = max(highest, tops[k]), min(lowest, tops[k])
+                        lows[group // rows], highs[group // rows] = max(0, -highest), min(kernel_rows, height - lowest)
+                        if lows[group // rows] >= highs[group // rows]:  # padding alone, which is 0
+                            lows[group // rows], highs[group // rows] = 0, kernel_rows
+                for block in range(blocks):
+                    begin = channels * block
+                    at = weight + block * all_steps * channels * 4
+                    for group in range(0, count, rows):
+                        these, there = sources.ctypes.data + 8 * group, targets.ctypes.data + 8 * group
+                        low, high = lows[group // rows], highs[group // rows]
                         steps, read = (high - low) * row_steps, low * row_steps
-                        taps, factors = offsets.ctypes.data + 4 * read, at + 4 * channels * read
+                        taps, factors = offsets + 4 * read, at + 4 * channels * read
                         if logits:
                             simd.add_products(
-                                instructions, here, steps, taps, factors,
-                                bias.ctypes.data + 4 * begin, there, begin,
+                                instructions, these, steps, taps, factors, bias + 4 * begin, there, begin,
                             )  # fmt: skip
                         else:
                             simd.multiply_codes(
-                                instructions, here, steps, taps, factors,
-                                bias.ctypes.data + 4 * begin, multiplier.ctypes.data + 4 * begin, there, begin,
-                                out - begin,
+                                instructions, these, steps, taps, factors,
+                                bias + 4 * begin, multiplier + 4 * begin, there, begin, out - begin,
                             )  # fmt: skip
+                if logits:
+                    for k in range(count):
+                        for c in range(out):
+                            value = sums[k, c] * factors_of_integers[c]
+                            integers[done + k, c] = max(value, 0) if relu else value
+                    done += count
 
-    return {"Winograd": winograd, "Direct": direct}
+    return simd.step({"Winograd": winograd, "Direct": direct}[kind])

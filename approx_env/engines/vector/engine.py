@@ -7,16 +7,18 @@ integers. An engine cannot be pickled.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from approx_env.engines.base import Engine, in_order, order
+from approx_env.engines.base import Engine, State, in_order, order
 from approx_env.engines.vector import convolution, grouped, kernels, simd
+from approx_env.engines.vector.plan import Plan, Scratch
 from approx_env.errors import InputError
 from approx_env.int8 import cost
 from approx_env.int8.network import Network
-from approx_env.int8.nodes import Concatenation, MaxPool, Weighted
+from approx_env.int8.nodes import Node, Weighted
 
 
 class VectorEngine(Engine):
@@ -45,53 +47,32 @@ class VectorEngine(Engine):
             for node in network.nodes
             if isinstance(node, Weighted)
         }
-        self._slices = self._find_slices()
+        self._scratch = Scratch()
+        counted = {reader.tensor for reader in readers}
+        self.plans = [self._plan(nodes, live | counted) for nodes, live in zip(self._segments, self._live, strict=True)]
 
     def _pack(self, node: Weighted, instructions: str) -> convolution.Packed | grouped.Grouped:
         zero_point = self.network.zero_point(node.inputs[0])
         if node.groups > 1:
             return grouped.Grouped(node, zero_point)
-        return convolution.kind_of(node)(node, zero_point, instructions)
+        return convolution.kind_of(node, instructions)(node, zero_point, instructions)
+
+    def _plan(self, nodes: Sequence[Node], kept: Collection[str]) -> Plan:
+        return Plan(self.network, nodes, kept, self._packed, self._scratch)
+
+    @cached_property
+    def _whole(self) -> Plan:
+        """All nodes, without approximation."""
+        return self._plan(self.network.nodes, {self.network.nodes[-1].name})
+
+    def forward(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
+        return self.logits(State(len(self.network.layers), self._whole.run(self._pixels(images))))
+
+    def _run(self, segment: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return tensors | self.plans[segment].run(tensors)
 
     def _input(self, images: torch.Tensor) -> torch.Tensor:
         return images.contiguous(memory_format=torch.channels_last)
-
-    def _weighted(self, node: Weighted, x: torch.Tensor, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
-        if node.logits:
-            return self._logits(node, x)
-        whole, offset = self._slices.get(node.name, (node.name, 0))
-        if whole not in tensors:
-            tensors[whole] = _buffer(len(x), self.network.shapes[whole])
-        self._packed[node.name](_space_first(x), _space_first(tensors[whole]), offset)
-        return tensors[whole][:, offset : offset + len(node.weight)]
-
-    def _logits(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
-        shape, packed = self.network.shapes[node.name], self._packed[node.name]
-        out, *space = shape
-        sums = np.empty((len(x), *(space or (1, 1)), packed.width), np.int32)
-        packed(_space_first(x), sums, 0)
-        integers = torch.from_numpy(sums[..., :out] * node.multiplier.astype(np.int64))
-        integers = integers.clamp(min=0) if node.relu else integers
-        return integers.permute(0, 3, 1, 2).reshape(len(x), *shape)
-
-    def _max_pool(self, x: torch.Tensor, node: MaxPool) -> torch.Tensor:
-        channels, *sides = self.network.shapes[node.name]
-        y = torch.empty((len(x), *sides, channels), dtype=torch.uint8)
-        kernels.max_pool(_space_first(x), y.numpy(), node.kernel, node.stride)
-        return y.permute(0, 3, 1, 2)
-
-    def _add(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        a, b = in_order(a), in_order(b)
-        y = torch.empty_like(a)
-        kernels.add(rows(a).reshape(-1), rows(b).reshape(-1), rows(y).reshape(-1))
-        return y
-
-    def _add_scaled(self, a: torch.Tensor, b: torch.Tensor, multiplier: np.ndarray) -> torch.Tensor:
-        a, b = in_order(a), in_order(b)
-        y = torch.empty_like(a, dtype=torch.uint8)
-        flat = (rows(x).reshape(-1) for x in (a, b, y))
-        kernels.add_scaled(*flat, *multiplier.astype(np.int64))
-        return y
 
     def _tap(self, x, images, codes, weights, counts, attention):
         x = in_order(x)
@@ -129,36 +110,9 @@ class VectorEngine(Engine):
         kernels.energy(channels_last.reshape(-1, channels_last.shape[2]), q.view(-1).numpy())
         return q
 
-    def _find_slices(self) -> dict[str, tuple[str, int]]:
-        """The convolutions that write into a concatenation: its name, and the first of their channels in it."""
-        slices = {}
-        for nodes in self._segments:
-            here = {node.name for node in nodes if isinstance(node, Weighted)}
-            for node in nodes:
-                if isinstance(node, Concatenation) and all(self._alone(name, here) for name in node.inputs):
-                    widths = [self.network.shapes[name][0] for name in node.inputs]
-                    slices |= {name: (node.name, sum(widths[:k])) for k, name in enumerate(node.inputs)}
-        return slices
-
-    def _alone(self, name: str, here: Collection[str]) -> bool:
-        """Whether the named tensor is one of these convolutions', and read once."""
-        return name in here and sum(node.inputs.count(name) for node in self.network.nodes) == 1
-
-
-def _buffer(count: int, shape: tuple[int, ...]) -> torch.Tensor:
-    memory = torch.channels_last if len(shape) == 3 else torch.contiguous_format
-    return torch.empty(count, *shape, dtype=torch.uint8, memory_format=memory)
-
 
 def rows(codes: torch.Tensor) -> np.ndarray:
     """Views codes `(n, c, h, w)` channels-last as `(n, h * w, c)`, or `(n, features)` as `(n, 1, features)`."""
     if codes.dim() == 2:
         return codes.contiguous().numpy()[:, None]
     return codes.permute(0, 2, 3, 1).contiguous().flatten(1, 2).numpy()
-
-
-def _space_first(x: torch.Tensor) -> np.ndarray:
-    """Views `x (n, c, h, w)` as `(n, h, w, c)`, and `(n, features)` as `(n, 1, 1, features)`."""
-    if x.dim() == 2:
-        return x.contiguous().numpy()[:, None, None]
-    return x.permute(0, 2, 3, 1).contiguous().numpy()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import numba
-import numpy as np
+from functools import cache
 
+import numpy as np
+from numba import carray
+from numba.core.ccallback import CFunc
+
+from approx_env.engines.vector import simd
+from approx_env.engines.vector.steps import Step, sides
 from approx_env.int8 import nodes
 from approx_env.int8.nodes import Convolution
 
-_compiled = numba.njit(nogil=True, cache=True)
+_compiled = simd.compiled
 
 
 class Grouped:
@@ -21,43 +26,59 @@ class Grouped:
 
     def __init__(self, node: Convolution, zero_point: int):
         self._geometry = (node.stride, node.padding)
-        self._zero_point, self._logits, self.width = np.int32(zero_point), node.logits, len(node.weight)
+        self._zero_point, self._logits, self._relu = zero_point, node.logits, node.relu
         parts = node.weight.reshape(node.groups, -1, *node.weight.shape[1:])
         self._weight = np.ascontiguousarray(parts.transpose(3, 4, 0, 2, 1), np.int32)
         self._bias = node.bias
         self._multiplier = (node.multiplier / (1 << nodes.SHIFT)).astype(np.float32)  # exact
+        self._wide_multiplier = node.multiplier.astype(np.int64)
 
-    def __call__(self, x: np.ndarray, y: np.ndarray, offset: int) -> None:
-        """Writes the codes of `x (n, h, w, in) uint8` into channels `offset..offset + out` of `y (n, i, j, c)`.
-
-        Of a node that gives logits, `y` is int32 and takes the sums, bias included.
-        """
-        sums = np.empty_like(self._bias)
-        y = y[..., offset : offset + self.width]
-        for image, result in zip(x, y, strict=True):
-            _convolve(image, *self._geometry, self._zero_point, self._weight, self._bias, self._multiplier,
-                      sums, result, self._logits)  # fmt: skip
+    def step(self, shape: tuple[int, ...], into: tuple[int, ...], offset: int) -> Step:
+        """Writes into channels `offset..offset + out` of a tensor of the shape `into`, from one of `shape`."""
+        return Step(
+            _code(),
+            (*sides(shape), *sides(into), *self._geometry, self._zero_point, offset, *self._weight.shape, self._weight,
+             self._bias, self._multiplier, self._wide_multiplier, self._logits, self._relu),
+        )  # fmt: skip
 
 
-@_compiled
-def _convolve(x, stride, padding, zero_point, weight, bias, multiplier, sums, y, logits):
-    """Writes codes, or sums where they are logits, of one image."""
-    height, width = x.shape[:2]
-    for i in range(y.shape[0]):
-        for j in range(y.shape[1]):
-            sums[:] = bias
-            for row in range(weight.shape[0]):
-                top = i * stride - padding + row
-                if top < 0 or top >= height:
+@cache
+def _code() -> CFunc:
+    return simd.step(_convolve)
+
+
+def _convolve(arguments, images, x, unused, y):
+    """Writes the codes of every output place, or the products of sums and multipliers where they are logits."""
+    (height, width, inputs, rows, columns, wide, stride, padding, zero_point, offset, kernel_rows, kernel_columns,
+     groups, of_group, outputs, weight, bias, multiplier, wide_multiplier, logits,
+     relu) = simd.arguments(arguments, 21)  # fmt: skip
+    out = groups * outputs
+    source = carray(simd.pointer(x), (images, height, width, inputs), np.uint8)
+    weights = carray(simd.pointer(weight), (kernel_rows, kernel_columns, groups, of_group, outputs), np.int32)
+    biases = carray(simd.pointer(bias), (out,), np.int32)
+    multipliers = carray(simd.pointer(multiplier), (out,), np.float32)
+    codes = carray(simd.pointer(y), (images, rows, columns, wide), np.uint8)
+    integers = carray(simd.pointer(y), (images, rows, columns, wide), np.int64)  # of logits
+    integer_multipliers = carray(simd.pointer(wide_multiplier), (out,), np.int64)
+    sums = np.empty(out, np.int32)
+    for image in range(images):
+        for i in range(rows):
+            for j in range(columns):
+                sums[:] = biases
+                for row in range(kernel_rows):
+                    top = i * stride - padding + row
+                    if top < 0 or top >= height:
+                        continue
+                    for column in range(kernel_columns):
+                        left = j * stride - padding + column
+                        if 0 <= left < width:
+                            _accumulate(source[image, top, left], np.int32(zero_point), weights[row, column], sums)
+                if not logits:
+                    _requantise(sums, multipliers, codes[image, i, j, offset : offset + out])
                     continue
-                for column in range(weight.shape[1]):
-                    left = j * stride - padding + column
-                    if 0 <= left < width:
-                        _accumulate(x[top, left], zero_point, weight[row, column], sums)
-            if logits:
-                y[i, j] = sums
-            else:
-                _requantise(sums, multiplier, y[i, j])
+                for c in range(out):
+                    value = sums[c] * integer_multipliers[c]
+                    integers[image, i, j, c] = max(value, 0) if relu else value
 
 
 @_compiled

@@ -12,6 +12,19 @@ from approx_env.engines.vector import simd
 from approx_env.int8.nodes import HALF, SHIFT
 
 _compiled = simd.compiled
+HEAD = 4  # numbers of a row of `run` before its arguments
+
+
+@_compiled
+def run(rows, images, addresses):
+    """Carries out steps on `images` images, one after the other.
+
+    Each row of `rows (n, p) int64` holds the address of a step's code (`simd.step`), the places in `addresses (m,)
+    int64` of two inputs and of the output, and the code's arguments.
+    """
+    for k in range(rows.shape[0]):
+        a, b, y = addresses[rows[k, 1]], addresses[rows[k, 2]], addresses[rows[k, 3]]
+        simd.call(rows[k, 0], rows[k].ctypes.data + 8 * HEAD, images, a, b, y)
 
 
 @_compiled
@@ -86,6 +99,37 @@ def max_pool(x, y, kernel, stride):
                         for column in range(left, left + columns):
                             highest = max(highest, x[n, row, column, c])
                     y[n, i, j, c] = highest
+
+
+@_compiled
+def average_pool(x, y, kernel, stride):
+    """Writes the mean of each window of `x (n, h, w, c) uint8`, halves rounded up, into `y (n, i, j, c) uint8`."""
+    places = kernel * kernel
+    sums = np.empty(x.shape[3], np.int64)
+    for n in range(x.shape[0]):
+        for i in range(y.shape[1]):
+            for j in range(y.shape[2]):
+                sums[:] = places // 2
+                for row in range(i * stride, i * stride + kernel):
+                    for column in range(j * stride, j * stride + kernel):
+                        for c in range(sums.size):
+                            sums[c] += x[n, row, column, c]
+                for c in range(sums.size):
+                    y[n, i, j, c] = sums[c] // places
+
+
+@_compiled
+def average(x, y, rounded):
+    """Writes the sum over places of `x (n, p, c)` into `y (n, c)`; `rounded` asks for the mean, halves rounded up."""
+    images, places, channels = x.shape
+    sums = np.empty(channels, np.int64)
+    for n in range(images):
+        sums[:] = places // 2 if rounded else 0
+        for p in range(places):
+            for c in range(channels):
+                sums[c] += x[n, p, c]
+        for c in range(channels):
+            y[n, c] = sums[c] // places if rounded else sums[c]
 
 
 @_compiled

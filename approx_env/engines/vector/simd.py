@@ -1,5 +1,7 @@
 """Vector instructions for numba: the inner loops of `convolution.py` and `kernels.py`, written as LLVM instructions.
 
+Besides, what a step of a plan (`plan.py`) needs: code that has an address, and calls it by that.
+
 Numba has no integer dot products; these functions put them, and the transforms around them, into the code that it
 compiles. All arguments are 64-bit integers, most of them addresses, and all steps are in bytes. The first argument of
 those that `convolution.py` calls says for which instruction set: its place in `SETS`, a constant of the calling code.
@@ -21,6 +23,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 POOLED = 32  # channels that `window_maximum` takes
@@ -78,20 +81,67 @@ FOUR = ir.VectorType(I64, 4)
 
 
 def compiled(function: Callable) -> Callable:
-    """Compiles a function that calls what is below; on disk its code is kept for this very text of this module.
+    """Compiles a function; on disk its code is kept for this very text of this folder's modules.
 
-    numba alone looks at the function's own file. It would go on with the instructions of an older text.
+    numba alone looks at the function's own file. It would go on with older texts of the functions that it calls.
     """
     made = njit(nogil=True)(function)
     made._cache = _Cache(function)
     return made
 
 
+def step(function: Callable) -> CFunc:
+    """Compiles a function so that its code has an address, and keeps it on disk as `compiled` does.
+
+    It takes five 64-bit integers: the address of its arguments, which are int64; how many images; and the addresses of
+    one input, of another one if it has two, and of its output.
+    """
+    made = CFunc(function, ((types.int64,) * 5, types.void), {}, {})
+    made._cache = _Cache(function)
+    made.compile()
+    return made
+
+
 class _Cache(FunctionCache):
-    digest = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    _texts = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    digest = hashlib.sha256(b"".join(_texts)).hexdigest()
 
     def _index_key(self, sig, codegen) -> tuple:
         return (*super()._index_key(sig, codegen), self.digest)
+
+
+@intrinsic
+def call(typingctx, code, arguments, images, a, b, y):
+    """Calls what `step` made, whose address is `code`."""
+
+    def codegen(context, builder, signature, values):
+        kind = ir.FunctionType(ir.VoidType(), [I64] * 5)
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), codegen
+
+
+@intrinsic(prefer_literal=True)
+def arguments(typingctx, address, count):
+    """The first `count` int64 at an address, as a tuple; `count` is a constant."""
+    if not isinstance(count, types.IntegerLiteral):
+        return None  # numba tries again with the constant's value
+    result = types.UniTuple(types.int64, count.literal_value)
+
+    def codegen(context, builder, signature, values):
+        code = _Code(builder, SETS[-1])
+        return context.make_tuple(builder, result, [code.load(I64, values[0], 8 * k) for k in range(len(result))])
+
+    return result(types.int64, count), codegen
+
+
+@intrinsic
+def pointer(typingctx, address):
+    """An address as what `numba.carray` takes."""
+    return types.voidptr(types.int64), lambda context, builder, signature, values: builder.inttoptr(
+        values[0], I8.as_pointer()
+    )
 
 
 @intrinsic
