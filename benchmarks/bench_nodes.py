@@ -58,27 +58,24 @@ def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
 def timed(problem: Problem, repetitions: int) -> tuple[Network, dict[str, float]]:
     """The network as the evaluator runs it, and median seconds of each node, sites among them, under quintile codes."""
     engine, images = Evaluator(problem).engine, workload.images(Engine.chunk)[0]
-    times: dict[str, list[float]] = defaultdict(list)
-    approximate, place = engine._tap, [0]
+    times: list[dict[str, float]] = []  # of each pass, seconds by node
 
-    def clocked(name: str, run, *arguments):
-        begin = time.perf_counter()
-        result = run(*arguments)
-        times[name].append(time.perf_counter() - begin)
-        return result
+    def one_by_one(plan: Plan, count: int, together: int, addresses: np.ndarray) -> None:
+        for first in range(0, count, together):
+            for k, name in enumerate(plan.names):
+                begin = time.perf_counter()
+                kernels.run(plan.rows[k : k + 1], min(together, count - first), together,
+                            addresses + first * plan.sizes, plan.sizes)  # fmt: skip
+                times[-1][name] += time.perf_counter() - begin
 
-    def one_by_one(plan: Plan, count: int, addresses: np.ndarray) -> None:
-        for k, name in enumerate(plan.names):
-            clocked(name, kernels.run, plan.rows[k : k + 1], count, addresses)
-
-    engine._tap = lambda *arguments: clocked(engine.network.layers[place[0]], approximate, *arguments)
-    for plan in engine.plans:
+    for plan in (engine.plans[0], *engine.approximating):
         plan.carry_out = partial(one_by_one, plan)
     for _ in range(repetitions + 1):
+        times.append(defaultdict(float))
         state = engine.start(images)
-        for place[0], layer in enumerate(problem.calibration.layers):
+        for layer in problem.calibration.layers:
             state = engine.advance(state, layer.quintile, layer.tmax)
-    return engine.network, {name: float(np.median(several[1:])) for name, several in times.items()}
+    return engine.network, {name: float(np.median([one[name] for one in times[1:]])) for name in times[0]}
 
 
 def told(network: Network, seconds: dict[str, float], peak: float, bandwidth: float) -> list[dict[str, Any]]:

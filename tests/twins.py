@@ -54,7 +54,8 @@ def take(packed: steps.Packed, x: np.ndarray, y: np.ndarray, offset: int = 0) ->
     shapes = ((each.shape[3], *each.shape[1:3]) for each in (x, y))
     step = packed.step(*shapes, offset)
     row = np.array([[step.code.address, 0, 0, 1, *step.numbers()]], np.int64)
-    kernels.run(row, len(x), np.array([x.ctypes.data, y.ctypes.data], np.int64))
+    addresses = np.array([x.ctypes.data, y.ctypes.data], np.int64)
+    kernels.run(row, len(x), len(x), addresses, np.zeros(2, np.int64))
 
 
 def table_of(codes: Sequence[int], tmax: int) -> Lookup:

@@ -85,10 +85,9 @@ class _Pairs(PortableEngine):
         self._paired = True
         return State(0, {name: in_order(torch.cat([codes, codes])) for name, codes in tensors.items()})
 
-    def _tap(self, x, images, codes, weights, counts, attention):
+    def _tap(self, x, images, codes):
         exact, student = x.chunk(2)
-        approximated, _ = super()._tap(student, len(student), codes, weights, counts, False)
-        return in_order(torch.cat([exact, approximated])), None
+        return in_order(torch.cat([exact, super()._tap(student, len(student), codes)]))
 
     def _weighted(self, node: Weighted, x: torch.Tensor) -> torch.Tensor:
         teacher, student = x.chunk(2)

@@ -21,7 +21,6 @@ from approx_env.int8.network import Network
 from approx_env.int8.nodes import INPUT, Flatten, MaxPool, Node, Site
 from approx_env.lookup import Lookup
 
-NO_WEIGHTS = np.empty(0, np.int64)
 NO_CODES = np.zeros((1, len(tap.WITH_TMAX)), np.int64)  # by which products are counted where a layer is exact
 
 
@@ -89,20 +88,14 @@ class Engine(ABC):
         """
         if codes is None or isinstance(codes, Lookup):
             return self._advance_by_table(state, codes)
-        site, exact, tensors, count = self._site(state), self.codes(state), state.tensors, state.configurations
+        site, exact, tensors, count = self._site(state).name, self.codes(state), state.tensors, state.configurations
         quintuples = _quintuples(codes, tmax, count)
         counts = np.zeros((len(quintuples), len(cost.KINDS)), np.int64)
-        weights = next((reader.weights for reader in self._readers if reader.tensor == site.name), NO_WEIGHTS)
-        attention = site.name in self.network.attention
-        approximated, energy = self._tap(exact, len(exact) // count, quintuples, weights, counts, attention)
-        times, count = len(quintuples) // count, len(quintuples)
+        times, images = len(quintuples) // count, len(exact) // count
         if times > 1:
             tensors = {name: tensor.repeat(times, *[1] * (tensor.dim() - 1)) for name, tensor in tensors.items()}
-        tensors = self._run(state.layer + 1, tensors | {site.name: approximated})
-        for reader in self._readers:
-            if reader.layer == site.name != reader.tensor:
-                self._tally(tensors[reader.tensor], quintuples, reader.weights, counts)
-        return self._state(state.layer + 1, tensors, count, counts, energy)
+        tensors, energy = self._approximate(site, exact, images, tensors, quintuples, counts)
+        return self._state(state.layer + 1, tensors, len(quintuples), counts, energy)
 
     def _advance_by_table(self, state: State, table: Lookup | None) -> State:
         """What `advance` does with a table, the same for all configurations, or with an exact layer."""
@@ -153,21 +146,24 @@ class Engine(ABC):
         """Images `uint8` as this engine has codes."""
 
     @abstractmethod
-    def _tap(
+    def _approximate(
         self,
-        x: torch.Tensor,
+        site: str,
+        exact: torch.Tensor,
         images: int,
+        tensors: dict[str, torch.Tensor],
         codes: np.ndarray,
-        weights: np.ndarray,
         counts: np.ndarray,
-        attention: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """TAP of `x` by each of `codes (k, 5)`, tmax among them, with its energy if `attention` asks for it.
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """Approximates a layer by each of `codes (k, 5)`, tmax among them, and runs the segment behind it.
 
         Args:
-            x: batches of `images` images: one, which all configurations approximate, or k.
-            weights: `(p,) int64`, products that read a code of the result at each position; empty for none.
+            exact: the layer's codes in batches of `images` images: one, which all configurations approximate, or k.
+            tensors: what later nodes read, in k batches.
             counts: `(k, 4) int64`, to which the products of each kind are added.
+
+        Returns:
+            `tensors` and what `_run` adds to them; and the layer's energy, if its attention is compared.
         """
 
     @abstractmethod

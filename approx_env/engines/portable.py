@@ -171,15 +171,22 @@ class PortableEngine(Engine):
         first, second = multiplier.tolist()
         return _codes(a.double() * first + b.double() * second)
 
-    def _tap(self, x, images, codes, weights, counts, attention):
+    def _approximate(self, site, exact, images, tensors, codes, counts):
+        approximated = self._tap(exact, images, codes)
+        energy = self._energy(approximated) if site in self.network.attention else None
+        tensors = self._run(self.network.layers.index(site) + 1, tensors | {site: approximated})
+        for reader in self._readers:
+            if reader.layer == site:
+                self._tally(tensors[reader.tensor], codes, reader.weights, counts)
+        return tensors, energy
+
+    @staticmethod
+    def _tap(x: torch.Tensor, images: int, codes: np.ndarray) -> torch.Tensor:
         batches = x.unflatten(0, (-1, images))
-        t1, v1, t2, v2, tmax = torch.from_numpy(codes).to(self.device, torch.float32).T.reshape(5, -1, *[1] * x.dim())
+        t1, v1, t2, v2, tmax = torch.from_numpy(codes).to(x.device, torch.float32).T.reshape(5, -1, *[1] * x.dim())
         y = torch.where(batches <= tmax, v2, batches)
         y = torch.where(batches <= t2, v1, y)
-        y = in_order(torch.where(batches <= t1, 0.0, y).flatten(0, 1))
-        if weights.size:
-            self._tally(y, codes, weights, counts)
-        return y, self._energy(y) if attention else None
+        return in_order(torch.where(batches <= t1, 0.0, y).flatten(0, 1))
 
     def _tally(self, x, codes, weights, counts):
         x = x.unflatten(0, (len(codes), -1))

@@ -6,15 +6,17 @@ integers. An engine cannot be pickled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from approx_env.engines.base import Engine, State, in_order, order
-from approx_env.engines.vector import convolution, grouped, kernels, simd
-from approx_env.engines.vector.plan import Plan, Scratch
+from approx_env.engines.base import Engine, State, in_order
+from approx_env.engines.vector import convolution, grouped, kernels
+from approx_env.engines.vector.plan import TABLE_NAME, Plan, Scratch
+from approx_env.engines.vector.steps import TABLE
 from approx_env.errors import InputError
 from approx_env.int8 import cost
 from approx_env.int8.network import Network
@@ -49,7 +51,19 @@ class VectorEngine(Engine):
         }
         self._scratch = Scratch()
         counted = {reader.tensor for reader in readers}
-        self.plans = [self._plan(nodes, live | counted) for nodes, live in zip(self._segments, self._live, strict=True)]
+        parts = list(zip(self._segments, self._live, strict=True))
+        self.plans = [self._plan(nodes, live | counted) for nodes, live in parts]
+        sites = [network.by_name[name] for name in network.layers]
+        self.approximating = [  # of the segment behind each layer, and before it the layer's TAP
+            self._plan([site, *nodes], live, approximated=True, readers=readers)
+            for site, (nodes, live) in zip(sites, parts[1:], strict=True)
+        ]
+
+    def __deepcopy__(self, memo: dict) -> VectorEngine:
+        return self  # nothing in it changes, and its plans hold addresses
+
+    def __reduce__(self):
+        raise TypeError("an engine cannot be pickled, its plans hold addresses: build it in each process")
 
     def _pack(self, node: Weighted, instructions: str) -> convolution.Packed | grouped.Grouped:
         zero_point = self.network.zero_point(node.inputs[0])
@@ -57,8 +71,8 @@ class VectorEngine(Engine):
             return grouped.Grouped(node, zero_point)
         return convolution.kind_of(node, instructions)(node, zero_point, instructions)
 
-    def _plan(self, nodes: Sequence[Node], kept: Collection[str]) -> Plan:
-        return Plan(self.network, nodes, kept, self._packed, self._scratch)
+    def _plan(self, nodes: Sequence[Node], kept: Collection[str], **more) -> Plan:
+        return Plan(self.network, nodes, kept, self._packed, self._scratch, **more)
 
     @cached_property
     def _whole(self) -> Plan:
@@ -74,18 +88,23 @@ class VectorEngine(Engine):
     def _input(self, images: torch.Tensor) -> torch.Tensor:
         return images.contiguous(memory_format=torch.channels_last)
 
-    def _tap(self, x, images, codes, weights, counts, attention):
-        x = in_order(x)
-        y = torch.empty((images * len(codes), *x.shape[1:]), dtype=x.dtype, memory_format=order(x))
-        shape = (len(y), y[0, 0].numel()) if attention and x.dim() == 4 else (0, 0)
-        energy = torch.empty(shape, dtype=torch.int64)
-        exact, approximated = rows(x), rows(y)
-        vectors = not exact.shape[2] % simd.POOLED and exact.shape[2] <= simd.LONGEST
-        run = kernels.approximate_avx2 if vectors else kernels.approximate
-        for k, five in enumerate(codes.astype(np.uint8)):
-            part, source = slice(k * images, (k + 1) * images), k * images % len(x)
-            run(exact[source : source + images], approximated[part], five, weights, counts[k], energy[part].numpy())
-        return y, self._energy(y) if attention and x.dim() == 2 else energy if attention else None
+    def _approximate(self, site, exact, images, tensors, codes, counts):
+        exact, count = in_order(exact), len(codes) * images
+        five = np.zeros((len(codes), 8), np.uint8)
+        five[:, : codes.shape[1]] = codes
+        energy = self._no_energy(site, count) if site in self.network.attention else None
+        table, which = np.empty((count, TABLE), np.int64), np.arange(count) // images  # of the configurations
+        table[:, 0] = five.ctypes.data + five.strides[0] * which
+        table[:, 1] = counts.ctypes.data + counts.strides[0] * which
+        table[:, 2] = exact.data_ptr() + exact[0].nbytes * (np.arange(count) % len(exact))
+        table[:, 3] = 0 if energy is None else energy.data_ptr() + energy[0].nbytes * np.arange(count)
+        plan = self.approximating[self.network.layers.index(site)]
+        return tensors | plan.run(tensors | {TABLE_NAME: torch.from_numpy(table)}), energy
+
+    def _no_energy(self, site: str, count: int) -> torch.Tensor:
+        """Memory for the energy of so many images."""
+        features, *space = self.network.shapes[site]
+        return torch.empty((count, math.prod(space) if space else features), dtype=torch.int64)
 
     def _tally(self, x: torch.Tensor, codes: np.ndarray, weights: np.ndarray, counts: np.ndarray) -> None:
         for part, (_, v1, _, _, tmax), four in zip(np.split(rows(x), len(codes)), codes, counts, strict=True):

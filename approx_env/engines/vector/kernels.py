@@ -16,15 +16,19 @@ HEAD = 4  # numbers of a row of `run` before its arguments
 
 
 @_compiled
-def run(rows, images, addresses):
-    """Carries out steps on `images` images, one after the other.
+def run(rows, images, together, addresses, sizes):
+    """Carries out steps, one after the other, on so many of `images` images together.
 
     Each row of `rows (n, p) int64` holds the address of a step's code (`simd.step`), the places in `addresses (m,)
-    int64` of two inputs and of the output, and the code's arguments.
+    int64` of two inputs and of the output, and the code's arguments. `sizes (m,) int64` are the bytes from one image
+    to the next; 0 of memory that all images use in turn.
     """
-    for k in range(rows.shape[0]):
-        a, b, y = addresses[rows[k, 1]], addresses[rows[k, 2]], addresses[rows[k, 3]]
-        simd.call(rows[k, 0], rows[k].ctypes.data + 8 * HEAD, images, a, b, y)
+    for first in range(0, images, together):
+        count = min(together, images - first)
+        for k in range(rows.shape[0]):
+            a, b, y = rows[k, 1], rows[k, 2], rows[k, 3]
+            simd.call(rows[k, 0], rows[k].ctypes.data + 8 * HEAD, count, addresses[a] + first * sizes[a],
+                      addresses[b] + first * sizes[b], addresses[y] + first * sizes[y])  # fmt: skip
 
 
 @_compiled
@@ -194,23 +198,28 @@ def approximate_avx2(x, y, codes, weights, counts, q):
     """The same as `approximate`, where channels come in 32s, for CPUs with AVX2."""
     places, channels = x.shape[1:]
     counted, squares = np.empty(12, np.int64), np.empty(8, np.int32)
+    most = 1 if q.size else simd.LONGEST // channels  # rows that are counted together, if their weights are the same
     for n in range(x.shape[0]):
-        for p in range(places):
-            source, target = x[n, p].ctypes.data, y[n, p].ctypes.data
+        end = 0
+        while end < places:
+            p, end = end, end + 1
+            while end < min(p + most, places) and (weights.size == 0 or weights[end] == weights[p]):
+                end += 1
+            source, target, length = x[n, p].ctypes.data, y[n, p].ctypes.data, (end - p) * channels
             if q.size:
                 simd.approximate_with_energy(
-                    source, target, channels, codes.ctypes.data, counted.ctypes.data, squares.ctypes.data
+                    source, target, length, codes.ctypes.data, counted.ctypes.data, squares.ctypes.data
                 )
                 total = 0
                 for part in squares:
                     total += part
                 q[n, p] = total
             else:
-                simd.approximate(source, target, channels, codes.ctypes.data, counted.ctypes.data)
+                simd.approximate(source, target, length, codes.ctypes.data, counted.ctypes.data)
             if weights.size:
                 before = 0
                 for kind in range(3):
                     up_to = counted[4 * kind] + counted[4 * kind + 1] + counted[4 * kind + 2] + counted[4 * kind + 3]
                     counts[kind] += weights[p] * (up_to - before)
                     before = up_to
-                counts[3] += weights[p] * (channels - before)
+                counts[3] += weights[p] * (length - before)

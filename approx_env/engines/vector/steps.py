@@ -25,6 +25,8 @@ from approx_env.int8.nodes import (
     ScaledAddition,
 )
 
+TABLE = 4  # int64 an image: addresses of its five codes (uint8), its four counts, its exact codes and its energies
+
 
 @dataclass(frozen=True)
 class Step:
@@ -56,6 +58,25 @@ def copy(shape: tuple[int, ...], width: int, offset: int) -> Step:
     return Step(_code("copy"), (height * across, channels, width, offset))
 
 
+def tap(shape: tuple[int, ...], weights: np.ndarray, attention: bool) -> Step:
+    """Approximates codes of `shape`, and takes counts and energies meanwhile; reads a table, see `TABLE`.
+
+    Args:
+        weights: `(p,) int64`, products that read a code of the result at each position; empty for none.
+    """
+    height, width, channels = sides(shape)
+    places = height * width
+    vectors = channels % simd.POOLED == 0 and channels <= simd.LONGEST
+    energies = (channels if len(shape) == 1 else places) if attention else 0
+    return Step(_code("tap"), (places, channels, vectors, len(weights), weights, energies, len(shape) == 1))
+
+
+def tally(shape: tuple[int, ...], weights: np.ndarray) -> Step:
+    """Counts codes of `shape` by kind; reads a table as well."""
+    height, width, channels = sides(shape)
+    return Step(_code("tally"), (height * width, channels, weights))
+
+
 def of(node: Node, shapes: Sequence[tuple[int, ...]], types: Sequence[type], result: tuple[int, ...]) -> Step:
     """The step of a node without weights, from what it reads, and the shape that it gives."""
     height, width, channels = sides(shapes[0])
@@ -82,6 +103,35 @@ def _code(name: str, *types: type) -> CFunc:
 def _functions(kind: type, other: type = np.uint8) -> dict[str, object]:
     """The code by name, for inputs of these types."""
     codes, rounded = np.uint8, kind is np.uint8
+
+    def tap(arguments, images, table, unused, y):
+        places, channels, vectors, counted, weights, energies, of_features = simd.arguments(arguments, 7)
+        uses = carray(simd.pointer(weights), (counted,), np.int64)
+        size = places * channels
+        for image in range(images):
+            five, counts, exact, energy = simd.arguments(table + 8 * TABLE * image, TABLE)
+            source = carray(simd.pointer(exact), (1, places, channels), codes)
+            target = carray(simd.pointer(y + image * size), (1, places, channels), codes)
+            limits, four = carray(simd.pointer(five), (5,), codes), carray(simd.pointer(counts), (4,), np.int64)
+            of_places = 1 if energies and not of_features else 0
+            squares = carray(simd.pointer(energy), (of_places, energies), np.int64)
+            if vectors:
+                kernels.approximate_avx2(source, target, limits, uses, four, squares)
+            else:
+                kernels.approximate(source, target, limits, uses, four, squares)
+            if energies and of_features:
+                own = carray(simd.pointer(energy), (energies,), np.int64)
+                for c in range(channels):
+                    own[c] = np.int64(target[0, 0, c]) * np.int64(target[0, 0, c])
+
+    def tally(arguments, images, x, table, y):
+        places, channels, weights = simd.arguments(arguments, 3)
+        uses = carray(simd.pointer(weights), (places,), np.int64)
+        for image in range(images):
+            five, counts, _, _ = simd.arguments(table + 8 * TABLE * image, TABLE)
+            source = carray(simd.pointer(x + image * places * channels), (1, places, channels), codes)
+            limits, four = carray(simd.pointer(five), (5,), codes), carray(simd.pointer(counts), (4,), np.int64)
+            kernels.tally(source, codes(0), limits[1], limits[4], uses, four)
 
     def copy(arguments, images, x, unused, y):
         places, channels, width, offset = simd.arguments(arguments, 4)
@@ -123,4 +173,6 @@ def _functions(kind: type, other: type = np.uint8) -> dict[str, object]:
         first, second = carray(simd.pointer(a), (count,), kind), carray(simd.pointer(b), (count,), other)
         kernels.add_scaled(first, second, carray(simd.pointer(y), (count,), codes), by, other_by)
 
-    return {made.__name__: made for made in (copy, max_pool, average_pool, average, flatten, add, add_scaled)}
+    return {
+        made.__name__: made for made in (tap, tally, copy, max_pool, average_pool, average, flatten, add, add_scaled)
+    }
