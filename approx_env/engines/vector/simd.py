@@ -303,8 +303,8 @@ class _Code:
         builder.position_at_end(after)
         return results
 
-    def codes(self, blocks: Sequence[Sequence], bias: Sequence, multiplier: Sequence) -> list:
-        """Requantises the sums of an even number of blocks, two registers each: the codes of each block.
+    def codes(self, blocks: Sequence[Sequence], multiplier: Sequence) -> list:
+        """Requantises the sums, bias included, of an even number of blocks, two registers each: each block's codes.
 
         `int8.nodes` has the integer definition, and explains why this is exact.
         """
@@ -313,8 +313,8 @@ class _Code:
         narrow = []
         for block in blocks:
             rounded = []
-            for sums, added, factor in zip(block, bias, multiplier, strict=True):
-                value, factor = self.builder.sitofp(self.sum(sums, added), floats), self.builder.bitcast(factor, floats)
+            for sums, factor in zip(block, multiplier, strict=True):
+                value, factor = self.builder.sitofp(sums, floats), self.builder.bitcast(factor, floats)
                 if self.set.lanes == 16:  # one rounding, where two would be one: the product is exact or cut
                     value = self.call("llvm.fma.v16f32", floats, value, factor, half)
                 else:
@@ -472,7 +472,7 @@ def _multiply_shorts(code: _Code, rows, row_step, weight, steps, out) -> None:
 
 def _transform_output(code: _Code, sums, step, bias, multiplier, targets, channel, valid) -> None:
     halves = []
-    for half in range(2):
+    for half, added in enumerate(code.halves(bias)):
         columns = []
         for column in range(TILE):
             places = [code.builder.add(sums, code.times(step, TILE * row + column)) for row in range(TILE)]
@@ -482,10 +482,11 @@ def _transform_output(code: _Code, sums, step, bias, multiplier, targets, channe
             outputs += _output_side(code, [columns[column][row] for column in range(TILE)])
         # Both sides were scaled by 24; 576 = 64 * 9.
         halves.append([
-            code.builder.ashr(code.times(value, INVERSE_OF_9), _constant(code.words, 6)) for value in outputs
+            code.sum(code.builder.ashr(code.times(value, INVERSE_OF_9), _constant(code.words, 6)), added)
+            for value in outputs
         ])  # fmt: skip
     blocks = list(zip(*halves, strict=True))
-    for place, codes in enumerate(code.codes(blocks, code.halves(bias), code.halves(multiplier))):
+    for place, codes in enumerate(code.codes(blocks, code.halves(multiplier))):
         code.store_first(codes, valid, code.load(I64, targets, 8 * place), channel)
 
 
@@ -501,8 +502,8 @@ def _output_side(code: _Code, m: Sequence) -> list:
     ]
 
 
-def _sums_of_codes(code: _Code, sources, steps, offsets, weight) -> list:
-    """The sums of all rows, two registers each."""
+def _sums_of_codes(code: _Code, sources, steps, offsets, weight, bias) -> list:
+    """The sums of all rows, bias included, two registers each."""
     starts = [code.load(I64, sources, 8 * row) for row in range(code.set.rows)]
 
     def body(i, sums):
@@ -514,20 +515,19 @@ def _sums_of_codes(code: _Code, sources, steps, offsets, weight) -> list:
             results += [code.dot_codes(sums[2 * row + half], codes, weights[half]) for half in range(2)]
         return results
 
-    return code.loop(steps, 1, [_constant(code.words, 0)] * (2 * code.set.rows), body)
+    return code.loop(steps, 1, code.halves(bias) * code.set.rows, body)
 
 
 def _multiply_codes(code: _Code, sources, steps, offsets, weight, bias, multiplier, targets, channel, valid) -> None:
-    sums = _sums_of_codes(code, sources, steps, offsets, weight)
+    sums = _sums_of_codes(code, sources, steps, offsets, weight, bias)
     blocks = list(zip(sums[::2], sums[1::2], strict=True))
-    for row, codes in enumerate(code.codes(blocks, code.halves(bias), code.halves(multiplier))):
+    for row, codes in enumerate(code.codes(blocks, code.halves(multiplier))):
         code.store_first(codes, valid, code.load(I64, targets, 8 * row), channel)
 
 
 def _add_products(code: _Code, sources, steps, offsets, weight, bias, targets, channel) -> None:
-    sums = _sums_of_codes(code, sources, steps, offsets, weight)
-    biases = code.halves(bias)
+    sums = _sums_of_codes(code, sources, steps, offsets, weight, bias)
     for row in range(code.set.rows):
         target = code.builder.add(code.load(I64, targets, 8 * row), code.times(channel, 4))
         for half in range(2):
-            code.store(code.sum(sums[2 * row + half], biases[half]), target, 4 * code.set.lanes * half)
+            code.store(sums[2 * row + half], target, 4 * code.set.lanes * half)
