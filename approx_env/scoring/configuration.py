@@ -17,5 +17,6 @@ def layer_forwards(configuration: Configuration, before: Configuration = ()) -> 
     >>> layer_forwards([(1, 2, 3, 4), (1, 2, 3, 4)], [(1, 2, 3, 4), (1, 2, 3, 5)])
     1
     """
-    same = takewhile(lambda pair: tuple(pair[0]) == tuple(pair[1]), zip(configuration, before, strict=False))
+    layers = ((None if codes is None else tuple(codes) for codes in one) for one in (configuration, before))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(*layers, strict=False))
     return len(configuration) - sum(1 for _ in same)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from approx_env.errors import InputError
-from approx_env.scoring.configuration import Configuration
+from approx_env.scoring.configuration import Configuration, layer_forwards
 from search.workers.losses import Losses, raised
 from search.workers.session import fetch, share
 
@@ -56,6 +56,8 @@ class Runner(Scorer):
 class Runners:
     """`count` processes that score configurations of a problem, which lies once in Ray's object store.
 
+    A free one takes what begins most like what it scored last: there its evaluator starts where the two part.
+
     They live until `close()`. Each asks Ray for a core and `gpus` GPUs. One that dies is replaced, as soon as a node
     has room for it; the others do its work. With a count of 0 this process scores.
 
@@ -69,13 +71,14 @@ class Runners:
         self._runner = Runner.options(num_gpus=gpus)
         self._actors = [self._runner.remote(self._shared) for _ in range(count)]
         self._losses = Losses(count)
+        self._last: dict[int, Configuration] = {}  # that each scored, by its place in the list
 
     def teacher_accuracy(self) -> float:
         """Share of the problem's images in [0, 1] that the teacher gets right."""
         return next(self._work("teacher_accuracy", [()]))
 
     def evaluate(self, configurations: Sequence[Configuration]) -> Iterator[dict]:
-        """Scores configurations, each by whichever runner is free; yields the scores in order.
+        """Scores configurations; yields the scores in order.
 
         Raises:
             InputError: a runner raised it.
@@ -106,7 +109,9 @@ class Runners:
         for wanted in range(len(arguments)):
             while wanted not in done:
                 while idle and waiting:
-                    place, position = idle.pop(), waiting.popleft()
+                    place = idle.pop()
+                    position = self._likest(place, waiting, arguments) if method == "evaluate" else waiting[0]
+                    waiting.remove(position)
                     calls[getattr(self._actors[place], method).remote(*arguments[position])] = place, position
                 (call,), _ = ray.wait(list(calls))
                 place, position = calls.pop(call)
@@ -124,11 +129,19 @@ class Runners:
                     done[position] = result
             yield done.pop(wanted)
 
+    def _likest(self, place: int, waiting: Iterable[int], arguments: Sequence[tuple[Configuration]]) -> int:
+        """The position, of those that wait, of the configuration that a runner has the least to do for."""
+        before = self._last.get(place, ())
+        position = min(waiting, key=lambda one: layer_forwards(arguments[one][0], before))
+        self._last[place] = arguments[position][0]
+        return position
+
     def _replace(self, place: int, error: Exception) -> None:
         """Puts a new runner into the place of one that failed with `error`, unless that would not help."""
         if reason := raised(error):
             raise reason from error
         self._losses.lost(error)
+        self._last.pop(place, None)
         ray.kill(self._actors[place])  # perhaps it is only out of reach
         self._actors[place] = self._runner.remote(self._shared)
 

@@ -45,6 +45,8 @@ class Actor:
             raise ValueError("codes are wrong")
         if configuration == "bad input":
             raise InputError(["out of memory", "ask for less"])
+        with (self._folder / "scored").open("a") as file:
+            print(configuration, file=file)
         return f"{configuration}!"
 
     def teacher_accuracy(self) -> float:
@@ -64,6 +66,12 @@ def test_scores_come_in_the_order_of_the_configurations(pool):
         assert list(scoring.evaluate([str(k) for k in range(20)])) == [f"{k}!" for k in range(20)]
         assert scoring.teacher_accuracy() == 0.5
         assert list(scoring.evaluate([])) == []
+
+
+def test_a_free_process_takes_what_begins_like_its_last_one(pool, tmp_path):
+    with pool() as made:
+        assert list(made.evaluate(["abd", "xyz", "acd", "xyy", "abc"])) == ["abd!", "xyz!", "acd!", "xyy!", "abc!"]
+    assert (tmp_path / "scored").read_text().split() == ["abd", "abc", "acd", "xyz", "xyy"]
 
 
 def test_the_work_of_a_process_that_dies_is_done_by_another(pool):
