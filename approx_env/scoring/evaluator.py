@@ -258,6 +258,7 @@ class Evaluation:
         while several and (step := self._repeated(several[0])):
             self._add(step)
             several.pop(0)
+        self._evaluator.keep(self._steps)  # not the states of the configuration before, too
         for step in self._computed(several) if several else ():
             self._add(step)
 
