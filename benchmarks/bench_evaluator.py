@@ -2,12 +2,12 @@
 
 Question: what does an episode (TAP in every layer, attention maps, multiplications counted, accuracy, KD and AT) cost
 beside a bare INT8 forward pass of the same images, and beside the same job written plainly in float32? How does it grow
-with images, layers and configurations in lockstep?
+with images, layers, configurations in lockstep and threads?
 
-Method: SqueezeNet's search problem on digits, repeated to the number of images wanted; one thread, one process. The
-episode and what it is compared with run in turn, once in each repetition; a ratio is taken within a repetition. Each
-episode has a configuration around quintile that differs from all others in its first layer, so that no cache helps.
-The bare pass runs on 1,024 images in the engine's own chunks, from pixels to logits, and takes no attention maps; the
+Method: SqueezeNet's search problem on digits, repeated to the number of images wanted; one process, and one thread but
+for the last series. The episode and what it is compared with run in turn, once in each repetition; a ratio is taken
+within a repetition. Each episode has a configuration around quintile that differs from all others in its first layer,
+so that no cache helps. The bare pass runs on 1,024 images in the engine's own chunks, from pixels to logits, and takes no attention maps; the
 episode leaves out what comes before the first layer's codes, as every episode of a search does. The float32 student
 (`float_reference.py`) and its teacher score the 256 digits in batches of 128, in a process of their own with torch as
 it comes; the same with freed memory kept, as our evaluator has it, is in the rows.
@@ -19,6 +19,7 @@ Common beginnings: the codes of one layer change from episode to episode, and th
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -60,6 +61,7 @@ def measure(folder: Path, quick: bool) -> dict[str, np.ndarray]:
     _by_images(repetitions["growth"], rows)
     _by_model(repetitions["growth"], rows)
     _by_lockstep(repetitions["growth"], rows)
+    _by_threads(repetitions["growth"], rows)
     record.write(folder, "evaluator", __doc__, rows)
     return ratios
 
@@ -177,6 +179,13 @@ def _by_lockstep(repetitions: int, rows: list[dict[str, Any]]) -> None:
         _keep(rows, "by lockstep", "episode", times / count, images=LOCKSTEP_IMAGES, configurations=count)
 
 
+def _by_threads(repetitions: int, rows: list[dict[str, Any]]) -> None:
+    problem, cores = workload.problem("squeezenet", IMAGES), os.cpu_count() or 1
+    runs = {threads: episodes(Evaluator(problem, threads=threads)) for threads in sorted({1, min(2, cores), cores})}
+    for threads, times in timing.side_by_side(runs, repetitions).items():
+        _keep(rows, "by threads", "episode", times, images=IMAGES, threads=threads)
+
+
 def score_in_lockstep(evaluator: Evaluator, configurations: Sequence[Configuration]) -> None:
     """Scores configurations together, layer by layer."""
     evaluation = evaluator.begin(len(configurations))
@@ -190,7 +199,7 @@ def _take(proposals: Iterator[Configuration], count: int) -> list[Configuration]
 
 def _keep(rows: list[dict[str, Any]], series: str, what: str, times: np.ndarray, **about) -> None:
     """Adds a row for each repetition: its seconds an episode or pass; prints their median."""
-    about = {"model": "squeezenet", "layers": 9, "configurations": 1} | about
+    about = {"model": "squeezenet", "layers": 9, "configurations": 1, "threads": 1} | about
     rows += [{"series": series, "what": what, **about, "repetition": k, "seconds": s} for k, s in enumerate(times)]
     facts = ", ".join(f"{key} {value}" for key, value in about.items())
     rate = about["images"] / np.median(times)

@@ -20,6 +20,7 @@ from search import algorithms
 from search.algorithms import ppo
 from search.objectives import OBJECTIVES
 from search.workers import processes
+from search.workers.processes import Needs
 
 ALGORITHMS = (algorithms.AUTO, *algorithms.NAMES)
 ACCURACIES = ("hard", "soft")
@@ -138,9 +139,10 @@ class Settings:
     sensitivity: bool = switch(False, "measure first what each layer alone costs, as search.sensitivity does")
     num_env_runners: int | None = integer(
         None,
-        "processes that score, a core each; 0: in the search's own (default: one a core; at most 8 on one machine)",
+        "processes that score; 0: in the search's own (default: as many as there are cores; at most 8 on one machine)",
         0,
     )
+    threads_per_runner: int = integer(1, "threads, a core each, on which a runner scores a configuration", 1)
     envs_per_runner: int = integer(
         ppo.Options.envs_per_runner, "configurations that a runner takes through the network in lockstep (PPO)", 1
     )
@@ -187,12 +189,15 @@ class Settings:
     @property
     def runners(self) -> int:
         """Processes that score."""
-        return min(8, os.cpu_count() or 1) if self.num_env_runners is None else self.num_env_runners
+        if self.num_env_runners is not None:
+            return self.num_env_runners
+        return min(8, max(1, (os.cpu_count() or 1) // self.threads_per_runner))
 
     @property
-    def gpus(self) -> float:
-        """GPUs that a runner asks of Ray."""
-        return float(self.device != "cpu") if self.gpus_per_runner is None else self.gpus_per_runner
+    def needs(self) -> Needs:
+        """What a runner asks of Ray."""
+        gpus = float(self.device != "cpu") if self.gpus_per_runner is None else self.gpus_per_runner
+        return Needs(self.threads_per_runner, gpus)
 
 
 def parse(
@@ -225,7 +230,8 @@ def parse(
 
 # What may be given with --resume: where things are, and what has no influence on what is found.
 RESUMABLE = (
-    "resume", "results", "address", "num_env_runners", "gpus_per_runner", "data_dir", "teacher", "quiet", "json",
+    "resume", "results", "address", "num_env_runners", "threads_per_runner", "gpus_per_runner", "data_dir", "teacher",
+    "quiet", "json",
 )  # fmt: skip
 
 
@@ -244,9 +250,13 @@ def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:
 def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
     """What cannot hold together: the options involved, and the sentence that says so."""
     cores = os.cpu_count() or 1
-    if settings.address == "local" and settings.runners > cores:
-        text = f"--num-env-runners {settings.runners} needs as many cores, and this machine has {cores}: ask for fewer"
-        yield {"num_env_runners", "address"}, text
+    runners, threads = settings.runners, settings.threads_per_runner
+    if settings.address == "local" and (wanted := max(1, runners) * threads) > cores:
+        text = (
+            f"--num-env-runners {runners} with --threads-per-runner {threads} needs {wanted} cores, and this machine "
+            f"has {cores}: ask for fewer"
+        )
+        yield {"num_env_runners", "threads_per_runner", "address"}, text
     if settings.quiet and settings.json:
         yield {"quiet", "json"}, "--quiet prints the last line alone, and --json prints events: leave one out"
     if settings.resume is not None:

@@ -117,21 +117,21 @@ def _on_cluster(settings: config.Settings) -> config.Settings:
     """
     from search.workers import session
 
-    cores, room, at_head = session.room(settings.gpus)
+    cores, room, at_head = session.room(settings.needs)
     if settings.num_env_runners is None:
         wanted = settings.runners if settings.address == "local" else cores
         settings = replace(settings, num_env_runners=max(1, min(wanted, room)))
     print(f"{settings.runners} env runners, and the cluster has {cores} cores", flush=True)
     if settings.runners == 0 and not at_head:
         raise InputError("--num-env-runners 0 works on the cluster's head, which has no room: ask for one or more")
-    if settings.runners > room:
-        each = f"a core and {settings.gpus:g} GPUs" if settings.gpus else "a core"
+    runners, needs = settings.runners, settings.needs
+    if runners > room:
         if settings.address == "local":
             raise InputError(
-                f"{settings.runners} env runners want {each} each, and this machine has room for {room}: give less to "
-                "--num-env-runners or --gpus-per-runner"
+                f"{runners} env runners want {needs} each, and this machine has room for {room}: give less to "
+                "--num-env-runners, --threads-per-runner or --gpus-per-runner"
             )
-        print(f"note: each wants {each}, and there is room for {room}: the search starts when more nodes have joined, "
+        print(f"note: each wants {needs}, and there is room for {room}: the search starts when more nodes have joined, "
               "or never if none do", flush=True)  # fmt: skip
     return settings
 

@@ -49,7 +49,7 @@ class Engine(ABC):
             A layer's name stands for its approximated codes.
     """
 
-    chunk = 64  # images that pass a segment together: 128 were 4 % faster and took 35 MB more
+    chunk = 64  # images that go through the network together: 128 were 3 % faster
 
     def __init__(self, network: Network, readers: Sequence[cost.Reader] = (), observed: Collection[str] = ()):
         self.network = network

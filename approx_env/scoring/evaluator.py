@@ -12,8 +12,10 @@ that begins like the one before it starts where they part.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -96,9 +98,10 @@ class Evaluator:
     Args:
         problem: what to score on.
         cache_bytes: how much of the last configuration's states to keep, >= 0; the deepest layers' stay longest.
+        threads: that take chunks of images through the network at the same time; no bit depends on them.
     """
 
-    def __init__(self, problem: Problem, cache_bytes: int = CACHE_BYTES):
+    def __init__(self, problem: Problem, cache_bytes: int = CACHE_BYTES, threads: int = 1):
         memory.keep_freed_memory()
         self._problem = problem
         self.reward, self.energy = problem.reward, problem.energy
@@ -106,7 +109,7 @@ class Evaluator:
         self.labels = torch.tensor(problem.labels)
         self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in problem.network.attention}
         self.exact_counts = np.zeros((len(problem.network.layers), len(cost.KINDS)), np.int64)  # of the exact teacher
-        self.cache_bytes = cache_bytes
+        self.cache_bytes, self._threads = cache_bytes, threads
         self._take(problem.network)
         self.teacher_logits = torch.cat(self._taught())
         self.teacher_accuracy = distill.hard_accuracy(self.teacher_logits, self.labels)
@@ -173,6 +176,10 @@ class Evaluator:
             excess -= size
         return 0
 
+    def each(self, function: Callable, chunks: Sequence) -> Iterator:
+        """What a function makes of each of the chunks, in their order."""
+        return _pool(self._threads).map(function, chunks) if self._threads > 1 else map(function, chunks)
+
     def begin(self, configurations: int = 1) -> Evaluation:
         """Starts to score configurations in lockstep, layer by layer."""
         return Evaluation(self, configurations)
@@ -200,6 +207,12 @@ class Evaluator:
         evaluation = self.begin()
         evaluation.complete([codes if _alone(codes) else [codes] for codes in configuration])
         return evaluation
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """One for the whole process: each thread's engine keeps memory of its own."""
+    return ThreadPoolExecutor(threads, "chunks")
 
 
 def _start(engine: Engine, images: np.ndarray) -> State:
@@ -306,47 +319,49 @@ class Evaluation:
 
     def _computed(self, several: Sequence[np.ndarray | Lookup | None]) -> list[Step]:
         """Runs from the deepest layer whose states are there; of the steps that it makes, those to keep have states."""
-        owner, first, count = self._evaluator, self.layer, len(self._returns)
+        owner, count = self._evaluator, len(self._returns)
+        names = owner.layers[self.layer : self.layer + len(several)]
         states, begin = list(owner.starts), 0
         for depth, step in enumerate(self._steps, 1):
             if step.states is not None:
                 states, begin = list(step.states), depth
         if not owner.cache_bytes and self._steps:
             self._steps[-1].states = None  # each chunk's is freed as soon as it is used
-        again = [step.codes for step in self._steps[begin:]]
-        counts = [np.zeros((count, len(cost.KINDS)), np.int64) for _ in several]
-        distances: list[list[np.ndarray]] = [[] for _ in several]  # of each chunk, at an attention layer
-        kept: list[list[State]] = [[] for _ in several]
-        dropped, chunks = 0, len(states)
-        for chunk in range(chunks):
-            state = states.pop(0)
+        again, dropped = [step.codes for step in self._steps[begin:]], 0
+
+        def passed(chunk: int) -> list[tuple[np.ndarray, np.ndarray | None, State | None]]:
+            """Of each step its counts, distances of attention maps at an attention layer, and a state to keep."""
+            state, states[chunk] = states[chunk], None
             for codes in again:
                 state = owner.engine.advance(state, codes)
-            for place, codes in enumerate(several):
-                state = owner.engine.advance(state, codes)
-                counts[place] += state.counts
-                if teacher := owner.teacher_energies.get(owner.layers[first + place]):
+            parts = []
+            for place, (name, codes) in enumerate(zip(names, several, strict=True)):
+                state, distances = owner.engine.advance(state, codes), None
+                if teacher := owner.teacher_energies.get(name):
                     of_all = teacher[chunk].repeat(count, 1) if count > 1 else teacher[chunk]
-                    distances[place].append(distill.attention_distances(state.energy, of_all))
-                if place >= dropped:
-                    kept[place].append(state)
-            if chunk == 0:
-                dropped = self._dropped(kept, chunks)
-                kept[:dropped] = [[] for _ in range(dropped)]
-        return [
-            Step(codes, products, [self._mean(parts, k) for k in range(count)] if parts else None, own or None)
-            for codes, products, parts, own in zip(several, counts, distances, kept, strict=True)
-        ]
+                    distances = distill.attention_distances(state.energy, of_all).reshape(count, -1)
+                parts.append((state.counts, distances, state if place >= dropped else None))
+            return parts
 
-    def _dropped(self, first: list[list[State]], chunks: int) -> int:
+        chunks = [passed(0)]
+        dropped = self._dropped([state for _, _, state in chunks[0]], len(states))
+        chunks[0] = [(*own, None if k < dropped else state) for k, (*own, state) in enumerate(chunks[0])]
+        chunks += owner.each(passed, range(1, len(states)))
+        return [self._step(codes, parts) for codes, parts in zip(several, zip(*chunks, strict=True), strict=True)]
+
+    def _step(self, codes: np.ndarray | Lookup | None, parts: Sequence[tuple]) -> Step:
+        """A step from what `passed` gives of each chunk."""
+        counts, distances, states = zip(*parts, strict=True)
+        at = None
+        if distances[0] is not None:
+            at = [elementary.mean(np.concatenate([part[k] for part in distances])) for k in range(len(self._returns))]
+        return Step(codes, sum(counts), at, None if states[0] is None else list(states))
+
+    def _dropped(self, first: Sequence[State], chunks: int) -> int:
         """How many of the steps that are being made need not keep states, from those of the first chunk."""
         sizes = [step.size_bytes for step in self._steps]
-        sizes += [chunks * sum(tensor.nbytes for state in own for tensor in state.tensors.values()) for own in first]
+        sizes += [chunks * sum(tensor.nbytes for tensor in state.tensors.values()) for state in first]
         return max(0, self._evaluator.beyond(sizes) - len(self._steps))
-
-    def _mean(self, parts: list[np.ndarray], k: int) -> float:
-        """The mean distance of attention maps over all images of the k-th configuration."""
-        return elementary.mean(np.concatenate([part.reshape(len(self._returns), -1)[k] for part in parts]))
 
     def _outcomes(self) -> list[dict]:
         """What each finished student's logits and counts say."""

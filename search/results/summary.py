@@ -17,7 +17,8 @@ COLUMNS = {"run": False, "folder": False, "model": False, "dataset": False, "alg
            "best_return": True, "best_drop_points": False, "validation_drop_points": False,
            "test_drop_points": False, "relative_energy": False, "started": True, "state": False}  # fmt: skip
 # Options that say where a run was made and what it printed, not what it looks for.
-PLACES = ("results", "run_name", "resume", "address", "num_env_runners", "gpus_per_runner", "quiet", "json")
+PLACES = ("results", "run_name", "resume", "address", "num_env_runners", "threads_per_runner", "gpus_per_runner",
+          "quiet", "json")  # fmt: skip
 Summary = dict[str, Any]
 
 

@@ -32,7 +32,7 @@ def run(job: Job, handle: ray.actor.ActorHandle) -> None:
         written = ray.get(handle.written.remote(list(names)))  # before this run was cut off
         todo = {name: row for name, row in names.items() if name not in written}
         if todo:
-            runners = Runners(problem, min(settings.runners, len(todo)), settings.gpus)
+            runners = Runners(problem, min(settings.runners, len(todo)), settings.needs)
             stage = Stage("promotion", images, Counter(row["trial"] for row in rows))
             with closing(runners), Watch(handle, stage):
                 scores = runners.evaluate([store.codes_of(row, layers) for row in todo.values()])

@@ -16,6 +16,7 @@ from search.objectives import OBJECTIVES
 from search.results import sink, store
 from search.workers import session
 from search.workers.losses import ScoringFailed, raised
+from search.workers.processes import Needs
 from search.workers.runners import Runners, Scorer
 
 EVALUATIONS_AT_ONCE = 8  # that are asked for, by each runner
@@ -23,14 +24,13 @@ STEP_SECONDS = 0.5  # between two reports to Tune, which take their time
 FAILURE = "failure"  # of a trial's last result: the exception that ended it, to be raised in the driver
 
 
-def resources(runners: int, gpus: float) -> tune.PlacementGroupFactory:
-    """What a trial asks of Ray: a core and `gpus` GPUs for each runner, on as many nodes as there are.
+def resources(runners: int, needs: Needs) -> tune.PlacementGroupFactory:
+    """What a trial asks of Ray: what each runner needs, on as many nodes as there are.
 
     The trial itself takes turns with its runners and needs no core of its own. It lives on the head, without which
     nothing goes on anyway: so no other node is one that a search could not do without.
     """
-    runner = {"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1}
-    bundles = [sink.ON_HEAD] + [runner] * runners if runners else [runner | sink.ON_HEAD]
+    bundles = [sink.ON_HEAD] + [needs.bundle] * runners if runners else [needs.bundle | sink.ON_HEAD]
     return tune.PlacementGroupFactory(bundles, strategy="SPREAD")
 
 
@@ -50,7 +50,7 @@ class AskTellSearch(tune.Trainable):
     """One search by an ask/tell algorithm.
 
     `config` holds `run`, `algorithm`, its `options` as a dictionary, `seed`, `budget`, `objective`, `budget_exact`,
-    `num_env_runners`, and `gpus`, what each of those asks for.
+    `num_env_runners`, and `needs`, what each of those asks of Ray.
 
     A search that was cut off asks for everything again. Configurations that have rows are not scored again: the
     algorithm is told what the rows say.
@@ -58,7 +58,7 @@ class AskTellSearch(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict) -> tune.PlacementGroupFactory:
-        return resources(config["num_env_runners"], config["gpus"])
+        return resources(config["num_env_runners"], config["needs"])
 
     def setup(self, config: dict) -> None:
         shared = sink.shared_problem(config["run"])
@@ -70,9 +70,9 @@ class AskTellSearch(tune.Trainable):
         self._recorder = sink.Recorder(config["run"], config["algorithm"], config["seed"])
         self._trial = sink.trial_name(config["algorithm"], config["seed"])
         self._written = ray.get(sink.find(config["run"]).scores.remote(self._trial))
-        count = config["num_env_runners"]
-        self._runners = Runners(shared, count, config["gpus"]) if count else None
-        self._local = None if count else Scorer(session.fetch(shared))
+        count, needs = config["num_env_runners"], config["needs"]
+        self._runners = Runners(shared, count, needs) if count else None
+        self._local = None if count else Scorer(session.fetch(shared), needs.cores)
         self._asked, self._last = 0, ()  # how many configurations, and the last one of them
 
     def step(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _trainable(job: Job, seeds: dict) -> tuple[type, Any]:
         options = replace(options, start=algorithm.start(job.problem, job.calibration_images()))
     where = {"run": job.name, "seed": seeds, "budget": settings.budget,
              "budget_exact": settings.budget_exact, "num_env_runners": settings.runners,
-             "gpus": settings.gpus}  # fmt: skip
+             "needs": settings.needs}  # fmt: skip
     if hasattr(algorithm, "trial"):
         return algorithm.trial(job.problem.calibration, options, **where)
     own = {"algorithm": settings.algorithm, "options": asdict(options), "objective": settings.objective}

@@ -90,7 +90,7 @@ def _validate(job: Job, configurations: Sequence[Configuration]) -> _Validated:
     count = len(configurations)
     print(f"scoring the best {count} on {len(images.labels)} validation images", flush=True)
     telling.event("phase", phase="validation", images=len(images.labels), total=count)
-    with closing(Runners(images, min(settings.runners, count), settings.gpus)) as runners:
+    with closing(Runners(images, min(settings.runners, count), settings.needs)) as runners:
         scores = list(runners.evaluate(configurations))
         allowed = [k for k, score in enumerate(scores) if not excess(score, settings.budget_exact)]
         _check_some(settings, "validation", allowed)
@@ -138,7 +138,7 @@ def _front(job: Job, top: Sequence[dict], validated: _Validated, test: Outcome) 
     print(f"scoring {len(places)} configurations of the front on {len(images.labels)} test images", flush=True)
     tests = {position: test}
     if others:
-        with closing(Runners(images, min(settings.runners, len(others)), settings.gpus)) as runners:
+        with closing(Runners(images, min(settings.runners, len(others)), settings.needs)) as runners:
             configurations = [store.codes_of(top[k], job.problem.network.layers) for k in others]
             tests |= zip(others, runners.evaluate(configurations), strict=True)
     return [front.row(top[k], scores[k], tests[k], job.problem.energy, k == position) for k in places]

@@ -1,4 +1,4 @@
-"""What the processes of a search are started with: environment variables, and a folder that Ray's sockets fit into."""
+"""What the processes of a search are started with: cores, environment variables, and a folder for Ray's sockets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 # Of a command, before torch and Ray are loaded.
 COMMAND = {
@@ -24,6 +25,26 @@ SAME_BITS = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NU
 
 FOLDER = "tapsearch-"
 SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # that the name of a socket may have
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a process that scores asks of Ray."""
+
+    cores: int = 1  # a thread each
+    gpus: float = 0  # or a part of one
+
+    def __str__(self) -> str:
+        cores = "a core" if self.cores == 1 else f"{self.cores} cores"
+        return f"{cores} and {self.gpus:g} GPUs" if self.gpus else cores
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The same as Ray has it."""
+        return {"CPU": self.cores, "GPU": self.gpus} if self.gpus else {"CPU": self.cores}
+
+
+ONE_CORE = Needs()
 
 
 def prepare() -> None:

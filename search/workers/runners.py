@@ -11,6 +11,7 @@ import ray
 from approx_env.errors import InputError
 from approx_env.scoring.configuration import Configuration, layer_forwards
 from search.workers.losses import Losses, raised
+from search.workers.processes import ONE_CORE, Needs
 from search.workers.session import fetch, share
 
 if TYPE_CHECKING:
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """Scores configurations in this process, on one thread."""
+    """Scores configurations in this process, on so many threads."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, threads: int = 1):
         import torch
 
         from approx_env import env
         from approx_env.scoring.evaluator import Evaluator
 
         torch.set_num_threads(1)
-        self._env, self._evaluator = env, Evaluator(problem)
+        self._env, self._evaluator = env, Evaluator(problem, threads=threads)
 
     def ready(self) -> None:
         """Answers as soon as the process can score."""
@@ -45,12 +46,12 @@ class Scorer:
         return self._env.measured(self._evaluator.evaluate(tables))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote
 class Runner(Scorer):
     """A scorer in a process of its own; `shared` is from `share`."""
 
-    def __init__(self, shared: bytes):
-        super().__init__(fetch(shared))
+    def __init__(self, shared: bytes, threads: int):
+        super().__init__(fetch(shared), threads)
 
 
 class Runners:
@@ -58,18 +59,19 @@ class Runners:
 
     A free one takes what begins most like what it scored last: there its evaluator starts where the two part.
 
-    They live until `close()`. Each asks Ray for a core and `gpus` GPUs. One that dies is replaced, as soon as a node
-    has room for it; the others do its work. With a count of 0 this process scores.
+    They live until `close()`. One that dies is replaced, as soon as a node has room for it; the others do its work.
+    With a count of 0 this process scores.
 
     Args:
         problem: what to score on; or what `share` gave for it, if there are processes.
+        needs: what each asks of Ray.
     """
 
-    def __init__(self, problem: Problem | bytes, count: int, gpus: float = 0):
-        self._here = None if count else Scorer(problem)
+    def __init__(self, problem: Problem | bytes, count: int, needs: Needs = ONE_CORE):
+        self._here = None if count else Scorer(problem, needs.cores)
         self._shared = problem if isinstance(problem, bytes) or not count else share(problem)
-        self._runner = Runner.options(num_gpus=gpus)
-        self._actors = [self._runner.remote(self._shared) for _ in range(count)]
+        self._runner, self._threads = Runner.options(num_cpus=needs.cores, num_gpus=needs.gpus), needs.cores
+        self._actors = [self._started() for _ in range(count)]
         self._losses = Losses(count)
         self._last: dict[int, Configuration] = {}  # that each scored, by its place in the list
 
@@ -143,7 +145,10 @@ class Runners:
         self._losses.lost(error)
         self._last.pop(place, None)
         ray.kill(self._actors[place])  # perhaps it is only out of reach
-        self._actors[place] = self._runner.remote(self._shared)
+        self._actors[place] = self._started()
+
+    def _started(self) -> ray.actor.ActorHandle:
+        return self._runner.remote(self._shared, self._threads)
 
     def close(self) -> None:
         """Ends the processes."""

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from approx_env.errors import ENDING, Failure, InputError
 from search.results.folder import Folder
 from search.workers import processes
+from search.workers.processes import Needs
 
 if TYPE_CHECKING:
     from approx_env.scoring.calibration import Calibration
@@ -183,22 +184,22 @@ def _join(address: str, variables: dict[str, str]) -> None:
         _restore(handlers)
 
 
-def room(gpus: float) -> tuple[int, int, int]:
-    """What the cluster offers now: its cores, and room for how many processes of a core and `gpus` GPUs each there is
-    on all nodes, and on the head.
+def room(needs: Needs) -> tuple[int, int, int]:
+    """What the cluster offers now: its cores, and room for how many processes with these needs there is on all nodes,
+    and on the head.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    rooms = [_room(node, gpus) for node in nodes]
+    rooms = [_room(node, needs) for node in nodes]
     at_head = sum(room for node, room in zip(nodes, rooms, strict=True) if HEAD in node)
     return int(sum(node.get("CPU", 0) for node in nodes)), sum(rooms), at_head
 
 
-def _room(node: dict[str, float], gpus: float) -> int:
-    cores, there = int(node.get("CPU", 0)), int(node.get("GPU", 0))
+def _room(node: dict[str, float], needs: Needs) -> int:
+    places, there, gpus = int(node.get("CPU", 0)) // needs.cores, int(node.get("GPU", 0)), needs.gpus
     if not gpus:
-        return cores
+        return places
     # Parts of a GPU lie on one; 1e-9 is for 1 / 0.1 and the like.
-    return min(cores, there * int(1 / gpus + 1e-9) if gpus < 1 else int(there / gpus + 1e-9))
+    return min(places, there * int(1 / gpus + 1e-9) if gpus < 1 else int(there / gpus + 1e-9))
 
 
 def share(problem: Problem) -> bytes:

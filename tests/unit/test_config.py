@@ -10,12 +10,14 @@ import pytest
 from approx_env.errors import InputError
 from search import algorithms, config
 from search.config import Settings
+from search.workers.processes import Needs
 
 # Every flag of the command, and the words in its help that name its unit (none: it has no unit).
 UNITS = {
     "--engine": "vector",
     "--device": "device",
     "--cost": "energy",
+    "--threads-per-runner": "threads",
     "--envs-per-runner": "configurations",
     "--gpus-per-runner": "GPUs",
     "--model": "",
@@ -175,9 +177,18 @@ def test_defaults():
     assert (settings.address, settings.results, settings.seeds) == ("local", "results", (0,))
     assert 1 <= settings.runners <= (os.cpu_count() or 1)
     assert settings.budget > 1
-    assert settings.gpus == 0
-    assert Settings(engine="portable", device="cuda").gpus == 1
-    assert Settings(engine="portable", device="cuda", gpus_per_runner=0.25).gpus == 0.25
+    assert settings.needs == Needs(1, 0)
+    assert Settings(engine="portable", device="cuda").needs == Needs(1, 1)
+    assert Settings(engine="portable", device="cuda", gpus_per_runner=0.25).needs == Needs(1, 0.25)
+
+
+def test_runners_of_several_threads_are_fewer(monkeypatch):
+    monkeypatch.setattr(config.os, "cpu_count", lambda: 7)
+    assert [Settings(threads_per_runner=threads).runners for threads in (1, 2, 3, 7)] == [7, 3, 2, 1]
+    for argv in (["--threads-per-runner", "8"], ["--threads-per-runner=4", "--num-env-runners=2"],
+                 ["--threads-per-runner", "8", "--num-env-runners", "0"]):  # fmt: skip
+        with pytest.raises(InputError, match="needs 8 cores, and this machine has 7: ask for fewer"):
+            config.parse(argv)
 
 
 def test_a_resumed_search_has_its_own_options_but_for_where_things_are():

@@ -286,6 +286,29 @@ def test_a_common_beginning_is_computed_once(problem, monkeypatch, cache_bytes):
     assert passed == []
 
 
+@pytest.mark.parametrize("cache_bytes", [1_000, 20_000, 10**9])
+def test_the_same_states_stay_whether_chunks_or_layers_come_first(problem, monkeypatch, cache_bytes):
+    monkeypatch.setattr(VectorEngine, "chunk", 7)
+    chunks_first, layers_first = Evaluator(problem, cache_bytes), Evaluator(problem, cache_bytes)
+    chunks_first.evaluate(problem.calibration.quintile)
+    evaluation = layers_first.begin()
+    for codes in problem.calibration.quintile:
+        evaluation.advance([codes])
+    kept = [[step.states is not None for step in evaluator.last] for evaluator in (chunks_first, layers_first)]
+    assert kept[0] == kept[1] and kept[0][-1]
+    assert all(len(step.states) == len(chunks_first.starts) for step in chunks_first.last if step.states)
+
+
+def test_threads_change_no_bit(problem, monkeypatch):
+    monkeypatch.setattr(VectorEngine, "chunk", 7)
+    generator = np.random.default_rng(0)
+    alone, together = Evaluator(problem), Evaluator(problem, threads=3)
+    assert torch.equal(alone.teacher_logits, together.teacher_logits)
+    for _ in range(5):
+        configuration = [tap.random_codes(tmax, generator) for tmax in problem.calibration.tmax]
+        assert same(together.evaluate(configuration), alone.evaluate(configuration))
+
+
 def test_the_cache_is_bounded(problem):
     limit = 1_000
     small, large = Evaluator(problem, limit), Evaluator(problem)

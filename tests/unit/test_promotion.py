@@ -7,6 +7,7 @@ import pytest
 from search.results import store
 from search.stages import promotion
 from search.stages.live import Stage
+from search.workers.processes import Needs
 from tests.unit.test_inspection import LAYERS, ROWS
 
 
@@ -26,9 +27,9 @@ class Recorder:
 class Runners:
     made: list[tuple] = []
 
-    def __init__(self, problem, count: int, gpus: float):
+    def __init__(self, problem, count: int, needs: Needs):
         self.images, self.count = len(problem.labels), count
-        Runners.made.append((self.images, count, gpus))
+        Runners.made.append((self.images, count, needs))
 
     def evaluate(self, configurations):
         return ({"codes": codes} for codes in configurations)
@@ -64,7 +65,7 @@ def promote(monkeypatch):
         problems = tuple(
             SimpleNamespace(labels=[0] * images, network=SimpleNamespace(layers=LAYERS)) for images in rungs
         )
-        settings = SimpleNamespace(algorithm="ppo", seeds=(0, 1), runners=2, gpus=0.0)
+        settings = SimpleNamespace(algorithm="ppo", seeds=(0, 1), runners=2, needs=Needs())
         handle = SimpleNamespace(
             promoted=SimpleNamespace(remote=lambda images, more: (promoted[images, more], 8)),
             written=SimpleNamespace(remote=lambda names: written.intersection(names)),
@@ -88,7 +89,7 @@ def test_a_promoted_row_keeps_seed_and_episode(promote, capsys):
         (1, "ppo-seed1-1@64", 1, store.codes_of(ROWS[5], LAYERS), 64),
     ]
     assert sent[2:] == [(0, "waited"), (1, "waited")]
-    assert made == [(64, 2, 0.0), ("closed", 64)]
+    assert made == [(64, 2, Needs()), ("closed", 64)]
     assert Watch.stages == [Stage("promotion", 64, {"ppo-seed0": 1, "ppo-seed1": 1})]
     assert capsys.readouterr().out.startswith("2 of 8 configurations promoted to 64 images, scored in ")
 
@@ -97,13 +98,13 @@ def test_a_row_of_a_higher_rung_is_named_by_its_last_rung_alone(promote):
     higher = ROWS[3] | {"episode_id": "ppo-seed0-3@64", "search_images": 64}
     sent, made = promote([32, 64, 128], {(32, 64): [ROWS[3]], (64, 128): [higher]})
     assert [entry[1] for entry in sent if len(entry) > 2] == ["ppo-seed0-3@64", "ppo-seed0-3@128"]
-    assert made == [(64, 1, 0.0), ("closed", 64), (128, 1, 0.0), ("closed", 128)]
+    assert made == [(64, 1, Needs()), ("closed", 64), (128, 1, Needs()), ("closed", 128)]
 
 
 def test_what_was_scored_before_the_run_was_cut_off_is_not_scored_again(promote):
     sent, made = promote([32, 64], {(32, 64): [ROWS[3], ROWS[5]]}, written={"ppo-seed0-3@64"})
     assert [entry[1] for entry in sent if len(entry) > 2] == ["ppo-seed1-1@64"]
-    assert made[0] == (64, 1, 0.0)
+    assert made[0] == (64, 1, Needs())
 
 
 def test_runners_end_when_scoring_fails(promote, monkeypatch):

@@ -36,6 +36,7 @@ def nodes(monkeypatch, *names: str) -> None:
         ({}, 24, 24),
         ({"num_env_runners": 5}, 5, 24),
         ({"num_env_runners": 25}, 25, 24),
+        ({"threads_per_runner": 5}, 4, 4),
         (GPU, 3, 3),
         (GPU | {"gpus_per_runner": 0.5}, 6, 6),
         (GPU | {"gpus_per_runner": 0.4}, 6, 6),

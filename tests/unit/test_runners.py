@@ -27,7 +27,7 @@ def ray_of_two_cores():
 class Actor:
     """Stands in for `Runner`: the problem says how it begins, a configuration what becomes of it."""
 
-    def __init__(self, shared: bytes):
+    def __init__(self, shared: bytes, threads: int):
         self._folder = Path(session.fetch(shared).folder)
         if (self._folder / "broken").exists():
             raise ValueError("no such engine")
@@ -82,7 +82,7 @@ def test_the_work_of_a_process_that_dies_is_done_by_another(pool):
 
 def test_without_processes_this_one_scores(pool, monkeypatch):
     here = SimpleNamespace(evaluate=lambda configuration: f"{os.getpid()} {configuration}", teacher_accuracy=lambda: 1)
-    monkeypatch.setattr(runners, "Scorer", lambda problem: here)
+    monkeypatch.setattr(runners, "Scorer", lambda problem, threads: here)
     with pool(0) as scoring:
         assert list(scoring.evaluate(["a", "b"])) == [f"{os.getpid()} a", f"{os.getpid()} b"]
         assert scoring.teacher_accuracy() == 1

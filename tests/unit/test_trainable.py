@@ -11,6 +11,7 @@ from search.results import store
 from search.stages import trainable
 from search.stages.trainable import FAILURE, AskTellSearch
 from search.workers.losses import ScoringFailed
+from search.workers.processes import Needs
 from tests.calibrated import calibrated
 
 CALIBRATION = calibrated(15, 35)
@@ -53,12 +54,12 @@ def search(monkeypatch):
         monkeypatch.setattr(trainable.session, "fetch_calibration", {b"shared": CALIBRATION}.get)
         monkeypatch.setattr(trainable.sink, "Recorder", lambda *arguments: sink)
         monkeypatch.setattr(trainable.sink, "tune_metrics", sink.metrics)
-        monkeypatch.setattr(trainable, "Scorer", lambda problem: SimpleNamespace(evaluate=evaluate))
+        monkeypatch.setattr(trainable, "Scorer", lambda problem, threads: SimpleNamespace(evaluate=evaluate))
         pool = SimpleNamespace(evaluate=lambda configurations: map(evaluate, configurations), close=lambda: None)
-        monkeypatch.setattr(trainable, "Runners", lambda problem, count, gpus: pool)
+        monkeypatch.setattr(trainable, "Runners", lambda problem, count, needs: pool)
         made = object.__new__(AskTellSearch)
         made.config = {"run": "r", "algorithm": algorithm, "options": options, "seed": 3, "budget": budget,
-                       "objective": "return", "budget_exact": None, "num_env_runners": runners, "gpus": 0}  # fmt: skip
+                       "objective": "return", "budget_exact": None, "num_env_runners": runners, "needs": Needs()}  # fmt: skip
         made.setup(made.config)
         return made
 

@@ -16,6 +16,7 @@ from search.results.sink import Progress
 from search.stages import trials
 from search.stages.trainable import FAILURE, AskTellSearch
 from search.workers.losses import ScoringFailed
+from search.workers.processes import Needs
 
 CALIBRATION = Calibration(tuple(Layer(name, None, 35, np.zeros(4, np.float32)) for name in ("conv1", "fire2")), 90, 10)
 DONE = Progress(0, {"hill-seed0": 8, "hill-seed1": 3}, 32, 0, None, 0.0, 0, None, False)
@@ -38,7 +39,7 @@ def reconstructed(monkeypatch):
 def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
     trainable, space = trials._trainable(job(algorithm=name, episodes=8, budget_exact=0.5), 3)
     if trainable is AskTellSearch:
-        assert space == {"run": "r", "seed": 3, "budget": 8, "budget_exact": 0.5, "num_env_runners": 2, "gpus": 0,
+        assert space == {"run": "r", "seed": 3, "budget": 8, "budget_exact": 0.5, "num_env_runners": 2, "needs": Needs(),
                          "algorithm": name, "options": space["options"], "objective": "return"}  # fmt: skip
         module = algorithms.find(name)
         start = {"start": (CALIBRATION.quintile, "images")} if name == "reconstruction" else {}

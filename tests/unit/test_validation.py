@@ -17,6 +17,7 @@ from search.config import Settings
 from search.results import inspection, store
 from search.results.folder import Folder
 from search.stages import validation
+from search.workers.processes import Needs
 from tests.unit.test_inspection import ABOUT, LAYERS, ROWS, TMAX
 
 TOP = [ROWS[3], ROWS[2], ROWS[1]]
@@ -33,8 +34,8 @@ asked: list[tuple[str, int]] = []  # of runners: the split, and which configurat
 
 
 class Runners:
-    def __init__(self, problem, count: int, gpus: float):
-        assert (len(problem.labels), count, gpus) in ((5, 3, 0.0), (7, 2, 0.0), (7, 1, 0.0))
+    def __init__(self, problem, count: int, needs: Needs):
+        assert (len(problem.labels), count) in ((5, 3), (7, 2), (7, 1)) and needs == Needs()
         self.closed, self.split = False, {5: "validation", 7: "test"}[len(problem.labels)]
 
     def evaluate(self, configurations):

@@ -8,6 +8,7 @@ reads is written where the concatenation has it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,14 +27,14 @@ LINE = 64  # bytes of a line of the caches
 # Images go through all steps together until they pass so many bytes: half of a second-level cache. Larger weights come
 # from beyond it each time, and more images share their way.
 PASSED_BYTES, PASSES = 2**20, 4
-TABLE_NAME = "table"  # of what `steps.tap` and `steps.tally` read
+TABLE_NAME = "#table"  # no node has it: of what `steps.tap` and `steps.tally` read
 NO_WEIGHTS = np.empty(0, np.int64)
 
 _Made = tuple[str, Step, list[str], str | None]  # a node's name, code, what it reads, and the memory that it writes to
 
 
-class Scratch:
-    """Memory that plans use in turn; it grows with what they ask for."""
+class Scratch(threading.local):
+    """Memory that plans use in turn, each thread its own; it grows with what they ask for."""
 
     def __init__(self):
         self._bytes = np.empty(0, np.uint8)

@@ -39,14 +39,15 @@ class Part:
 
 
 class SearchEnv(TapVectorEnv):
-    """The environment of an env runner, over the problem of the run that `config` names, on one thread."""
+    """The environment of an env runner, over the problem of the run that `config` names, on so many threads."""
 
     def __init__(self, config: dict):
         torch.set_num_threads(1)
         count = config.get("num_envs", 1)
         # In lockstep no layer has the codes of before in all configurations: nothing is kept for that.
         problem = session.fetch(sink.shared_problem(config["run"]))
-        super().__init__(count, Evaluator(problem, cache_bytes=CACHE_BYTES if count == 1 else 0))
+        cache_bytes = CACHE_BYTES if count == 1 else 0
+        super().__init__(count, Evaluator(problem, cache_bytes, config.get("threads", 1)))
 
 
 class SearchEnvRunner(SingleAgentEnvRunner):

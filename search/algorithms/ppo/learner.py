@@ -35,6 +35,7 @@ from search.objectives import OBJECTIVES, Score, values
 from search.results import sink, store
 from search.stages import trainable
 from search.workers.losses import Losses, ScoringFailed, raised
+from search.workers.processes import ONE_CORE, Needs
 
 EPOCHS = 8
 MINIBATCH_SHARE = 2  # a minibatch is this part of an iteration's steps
@@ -60,7 +61,8 @@ class TapPPO(PPO):
 
     @classmethod
     def default_resource_request(cls, config):
-        return trainable.resources(config["num_env_runners"], config["num_gpus_per_env_runner"])
+        needs = Needs(config["num_cpus_per_env_runner"], config["num_gpus_per_env_runner"])
+        return trainable.resources(config["num_env_runners"], needs)
 
     def setup(self, config) -> None:
         self._run, self._budget = config["env_config"]["run"], config["env_config"]["budget"]
@@ -265,7 +267,7 @@ def configure(
     budget: int,
     num_env_runners: int,
     budget_exact: float | None = None,
-    gpus: float = 0,
+    needs: Needs = ONE_CORE,
 ) -> PPOConfig:
     """RLlib's configuration of a search; `seed` is a number, or Tune's grid of them.
 
@@ -284,13 +286,19 @@ def configure(
         PPOConfig(algo_class=TapPPO)
         .environment(
             episodes.SearchEnv,
-            env_config={"run": run, "budget": budget, "budget_exact": budget_exact, "iteration_episodes": iteration},
+            env_config={
+                "run": run,
+                "budget": budget,
+                "budget_exact": budget_exact,
+                "iteration_episodes": iteration,
+                "threads": needs.cores,
+            },
         )
         .env_runners(
             env_runner_cls=episodes.SearchEnvRunner,
             num_env_runners=num_env_runners,
-            num_cpus_per_env_runner=1,
-            num_gpus_per_env_runner=gpus,
+            num_cpus_per_env_runner=needs.cores,
+            num_gpus_per_env_runner=needs.gpus,
             num_envs_per_env_runner=options.envs_per_runner,
             gym_env_vectorize_mode="vector_entry_point",
             batch_mode="complete_episodes",
