@@ -7,10 +7,10 @@ with images, layers, configurations in lockstep and threads?
 Method: SqueezeNet's search problem on digits, repeated to the number of images wanted; one process, and one thread but
 for the last series. The episode and what it is compared with run in turn, once in each repetition; a ratio is taken
 within a repetition. Each episode has a configuration around quintile that differs from all others in its first layer,
-so that no cache helps. The bare pass runs on 1,024 images in the engine's own chunks, from pixels to logits, and takes no attention maps; the
-episode leaves out what comes before the first layer's codes, as every episode of a search does. The float32 student
-(`float_reference.py`) and its teacher score the 256 digits in batches of 128, in a process of their own with torch as
-it comes; the same with freed memory kept, as our evaluator has it, is in the rows.
+so that no cache helps. The bare pass runs on 1,024 images in the engine's own chunks, from pixels to logits, and takes
+no attention maps; the episode leaves out what comes before the first layer's codes, as every episode of a search does.
+The float32 student (`float_reference.py`) and its teacher score the 256 digits in batches of 128, in a process of their
+own with torch as it comes; the same with freed memory kept, as our evaluator has it, is in the rows.
 The engine before its codes were exact (`landed.py`) scores the same problem in a process of its own, side by side;
 where the project's history is not at hand, that claim is left out, and a line says so.
 Common beginnings: the codes of one layer change from episode to episode, and those of all layers before it stay.
