@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 
 import llvmlite.binding
@@ -370,19 +370,32 @@ def _constant(kind: ir.Type, value: int):
     return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
 
 
-def _window_maximum(code: _Code, source, rows, row_step, columns, column_step, out) -> None:
+def _window_maximum(code: _Code, source, rows, row_step, columns, column_step, out, sides=(3, 2)) -> None:
+    """Windows of the usual `sides` that no border cuts take no loop, which made them three times as slow."""
+
+    def higher(value, highest):
+        return code.builder.select(code.builder.icmp_unsigned(">", value, highest), value, highest)
+
     def over_columns(row, highest):
         start = code.builder.add(source, code.builder.mul(row, row_step))
 
         def body(column, highest):
-            value = code.load(MANY_BYTES, start, code.builder.mul(column, column_step))
-            above = code.builder.icmp_unsigned(">", value, highest[0])
-            return [code.builder.select(above, value, highest[0])]
+            return [higher(code.load(MANY_BYTES, start, code.builder.mul(column, column_step)), *highest)]
 
         return code.loop(columns, 1, highest, body)
 
-    (highest,) = code.loop(rows, 1, [_constant(MANY_BYTES, 0)], over_columns)
-    code.store(highest, out)
+    if not sides:
+        (highest,) = code.loop(rows, 1, [_constant(MANY_BYTES, 0)], over_columns)
+        code.store(highest, out)
+        return
+    whole = [code.builder.icmp_signed("==", given, ir.Constant(I64, sides[0])) for given in (rows, columns)]
+    with code.builder.if_else(code.builder.and_(*whole)) as (then, otherwise):
+        with then:
+            starts = [code.builder.add(source, code.times(row_step, row)) for row in range(sides[0])]
+            values = [code.load(MANY_BYTES, at, code.times(column_step, k)) for at in starts for k in range(sides[0])]
+            code.store(reduce(higher, values), out)
+        with otherwise:
+            _window_maximum(code, source, rows, row_step, columns, column_step, out, sides[1:])
 
 
 def _approximate(squares: bool, code: _Code, x, y, length, codes, counts, energy) -> None:
