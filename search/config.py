@@ -142,7 +142,9 @@ class Settings:
         "processes that score; 0: in the search's own (default: as many as there are cores; at most 8 on one machine)",
         0,
     )
-    threads_per_runner: int = integer(1, "threads, a core each, on which a runner scores a configuration", 1)
+    threads_per_runner: int | None = integer(
+        None, "threads, a core each, on which a runner scores a configuration (default: 1)", 1
+    )
     envs_per_runner: int = integer(
         ppo.Options.envs_per_runner, "configurations that a runner takes through the network in lockstep (PPO)", 1
     )
@@ -191,13 +193,13 @@ class Settings:
         """Processes that score."""
         if self.num_env_runners is not None:
             return self.num_env_runners
-        return min(8, max(1, (os.cpu_count() or 1) // self.threads_per_runner))
+        return min(8, max(1, (os.cpu_count() or 1) // self.needs.cores))
 
     @property
     def needs(self) -> Needs:
         """What a runner asks of Ray."""
         gpus = float(self.device != "cpu") if self.gpus_per_runner is None else self.gpus_per_runner
-        return Needs(self.threads_per_runner, gpus)
+        return Needs(self.threads_per_runner or 1, gpus)
 
 
 def parse(
@@ -243,14 +245,15 @@ def resumed(given: Settings, arguments: Mapping[str, Any]) -> Settings:
     """
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     now = {name: getattr(given, name) for name in RESUMABLE}
-    kept = {name: own[name] for name in ("data_dir", "teacher", "gpus_per_runner") if now[name] is None and name in own}
+    where = ("data_dir", "teacher", "threads_per_runner", "gpus_per_runner")
+    kept = {name: own[name] for name in where if now[name] is None and name in own}
     return Settings(**own | now | kept)
 
 
 def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[str], str]]:
     """What cannot hold together: the options involved, and the sentence that says so."""
     cores = os.cpu_count() or 1
-    runners, threads = settings.runners, settings.threads_per_runner
+    runners, threads = settings.runners, settings.needs.cores
     if settings.address == "local" and (wanted := max(1, runners) * threads) > cores:
         text = (
             f"--num-env-runners {runners} with --threads-per-runner {threads} needs {wanted} cores, and this machine "
@@ -285,6 +288,9 @@ def _contradictions(settings: Settings, given: set[str]) -> Iterator[tuple[set[s
     if settings.engine == "vector" and settings.device != "cpu":
         text = f"--engine vector runs on the cpu, and --device {settings.device} came: use --engine portable"
         yield {"engine", "device"}, text
+    if settings.device != "cpu" and settings.needs.cores > 1:
+        text = f"--threads-per-runner is for the cpu, and --device {settings.device} came: leave one out"
+        yield {"threads_per_runner", "device"}, text
     if settings.init_from is not None and (algorithms.is_fixed(settings.works) or settings.works == "random"):
         text = f"--init-from says where a search begins; --algorithm {settings.algorithm} begins nowhere: leave it out"
         yield {"algorithm", "init_from"}, text

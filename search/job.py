@@ -190,7 +190,8 @@ def _parsed(arguments: dict[str, Any]) -> dict[str, Any]:
         ValueError: some are not those of a search.
     """
     # Given anew, or a name that need not be on a command line: the teacher is checked against it.
-    left_out = {"resume", "results", "address", "num_env_runners", "run_name", "quiet", "json", "model"}
+    left_out = {"resume", "results", "address", "num_env_runners", "threads_per_runner", "run_name", "quiet", "json",
+                "model"}  # fmt: skip
     if arguments.get("rungs"):
         left_out.add("search_images")  # the first of them
     texts, checked = [], []

@@ -38,6 +38,11 @@ class State:
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the tensors hold."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
 
 class Engine(ABC):
     """An INT8 network made ready to run.

@@ -86,7 +86,7 @@ class Step:
     @property
     def size_bytes(self) -> int:
         """Memory that the states hold."""
-        return sum(tensor.nbytes for state in self.states or () for tensor in state.tensors.values())
+        return sum(state.size_bytes for state in self.states or ())
 
 
 class Evaluator:
@@ -109,6 +109,7 @@ class Evaluator:
         self.labels = torch.tensor(problem.labels)
         self.teacher_energies: dict[str, list[torch.Tensor]] = {name: [] for name in problem.network.attention}
         self.exact_counts = np.zeros((len(problem.network.layers), len(cost.KINDS)), np.int64)  # of the exact teacher
+        self.state_bytes = [0] * len(problem.network.layers)  # of all images behind each layer, one configuration
         self.cache_bytes, self._threads = cache_bytes, threads
         self._take(problem.network)
         self.teacher_logits = torch.cat(self._taught())
@@ -148,9 +149,10 @@ class Evaluator:
         """The exact teacher's logits of each chunk of images; keeps its energies and counts its products."""
         logits = []
         for state in self.starts:
-            for counts, name in zip(self.exact_counts, self.network.layers, strict=True):
+            for place, (counts, name) in enumerate(zip(self.exact_counts, self.network.layers, strict=True)):
                 state = self.engine.advance(state, None)
                 counts += state.counts[0]
+                self.state_bytes[place] += state.size_bytes
                 if name in self.teacher_energies:
                     self.teacher_energies[name].append(state.energy)
             logits.append(self.engine.logits(state))
@@ -327,7 +329,10 @@ class Evaluation:
                 states, begin = list(step.states), depth
         if not owner.cache_bytes and self._steps:
             self._steps[-1].states = None  # each chunk's is freed as soon as it is used
-        again, dropped = [step.codes for step in self._steps[begin:]], 0
+        again = [step.codes for step in self._steps[begin:]]
+        sizes = [step.size_bytes for step in self._steps]
+        sizes += [count * size for size in owner.state_bytes[self.layer : self.layer + len(several)]]
+        dropped = owner.beyond(sizes) - len(self._steps)
 
         def passed(chunk: int) -> list[tuple[np.ndarray, np.ndarray | None, State | None]]:
             """Of each step its counts, distances of attention maps at an attention layer, and a state to keep."""
@@ -343,10 +348,7 @@ class Evaluation:
                 parts.append((state.counts, distances, state if place >= dropped else None))
             return parts
 
-        chunks = [passed(0)]
-        dropped = self._dropped([state for _, _, state in chunks[0]], len(states))
-        chunks[0] = [(*own, None if k < dropped else state) for k, (*own, state) in enumerate(chunks[0])]
-        chunks += owner.each(passed, range(1, len(states)))
+        chunks = list(owner.each(passed, range(len(states))))
         return [self._step(codes, parts) for codes, parts in zip(several, zip(*chunks, strict=True), strict=True)]
 
     def _step(self, codes: np.ndarray | Lookup | None, parts: Sequence[tuple]) -> Step:
@@ -356,12 +358,6 @@ class Evaluation:
         if distances[0] is not None:
             at = [elementary.mean(np.concatenate([part[k] for part in distances])) for k in range(len(self._returns))]
         return Step(codes, sum(counts), at, None if states[0] is None else list(states))
-
-    def _dropped(self, first: Sequence[State], chunks: int) -> int:
-        """How many of the steps that are being made need not keep states, from those of the first chunk."""
-        sizes = [step.size_bytes for step in self._steps]
-        sizes += [chunks * sum(tensor.nbytes for tensor in state.tensors.values()) for state in first]
-        return max(0, self._evaluator.beyond(sizes) - len(self._steps))
 
     def _outcomes(self) -> list[dict]:
         """What each finished student's logits and counts say."""

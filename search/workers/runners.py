@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -16,6 +16,9 @@ from search.workers.session import fetch, share
 
 if TYPE_CHECKING:
     from approx_env.scoring.evaluator import Problem, Tables  # brings torch, which only a scorer needs
+
+
+LOOK_AHEAD = 8  # so far behind the first that waits, for each runner, may one be chosen: rows come in order
 
 
 class Scorer:
@@ -131,10 +134,11 @@ class Runners:
                     done[position] = result
             yield done.pop(wanted)
 
-    def _likest(self, place: int, waiting: Iterable[int], arguments: Sequence[tuple[Configuration]]) -> int:
-        """The position, of those that wait, of the configuration that a runner has the least to do for."""
-        before = self._last.get(place, ())
-        position = min(waiting, key=lambda one: layer_forwards(arguments[one][0], before))
+    def _likest(self, place: int, waiting: Collection[int], arguments: Sequence[tuple[Configuration]]) -> int:
+        """The position of the configuration that a runner has the least to do for, not far behind the first."""
+        before, end = self._last.get(place, ()), min(waiting) + LOOK_AHEAD * len(self._actors)
+        near = (one for one in waiting if one < end)
+        position = min(near, key=lambda one: layer_forwards(arguments[one][0], before))
         self._last[place] = arguments[position][0]
         return position
 

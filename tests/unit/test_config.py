@@ -182,6 +182,12 @@ def test_defaults():
     assert Settings(engine="portable", device="cuda", gpus_per_runner=0.25).needs == Needs(1, 0.25)
 
 
+def test_threads_are_for_the_cpu(monkeypatch):
+    monkeypatch.setattr(config.os, "cpu_count", lambda: 8)
+    with pytest.raises(InputError, match="--threads-per-runner is for the cpu, and --device cuda came: leave one out"):
+        config.parse("--engine portable --device cuda --threads-per-runner 2".split())
+
+
 def test_runners_of_several_threads_are_fewer(monkeypatch):
     monkeypatch.setattr(config.os, "cpu_count", lambda: 7)
     assert [Settings(threads_per_runner=threads).runners for threads in (1, 2, 3, 7)] == [7, 3, 2, 1]
@@ -193,12 +199,12 @@ def test_runners_of_several_threads_are_fewer(monkeypatch):
 
 def test_a_resumed_search_has_its_own_options_but_for_where_things_are():
     own = asdict(Settings(algorithm="random", rungs=(64, 256), num_env_runners=7, teacher="t", data_dir="d",
-                          gpus_per_runner=0.5))  # fmt: skip
+                          gpus_per_runner=0.5, threads_per_runner=8))  # fmt: skip
     own = json.loads(json.dumps(own))
     given = config.parse("--resume r --results s3://b/x --teacher moved --json".split())
     assert config.resumed(given, own) == Settings(
         algorithm="random", rungs=(64, 256), teacher="moved", data_dir="d", resume="r", results="s3://b/x",
-        gpus_per_runner=0.5, json=True,
+        gpus_per_runner=0.5, threads_per_runner=8, json=True,
     )  # fmt: skip
 
 

@@ -105,6 +105,18 @@ def test_forward_takes_arrays_and_tensors_in_any_memory_order(small):
     assert torch.equal(runner.forward(tensor.contiguous(memory_format=torch.channels_last)), expected)
 
 
+@pytest.mark.parametrize("images", [np.zeros((2, 2, 2, 2), np.int64), np.zeros((2, 2, 2, 1), np.uint8)])
+def test_images_of_another_kind_are_refused(by_hand, images):
+    with pytest.raises(ValueError, match=r"^images must be \(n, 2, 2, 2\) uint8, got \(2, 2, 2, \d\) torch\.\w+$"):
+        VectorEngine(by_hand).forward(images)
+
+
+def test_a_network_may_end_with_a_site(ramp):
+    images = np.arange(120, 136, dtype=np.uint8).reshape(2, 1, 1, 8)
+    runner = VectorEngine(replace(ramp, nodes=ramp.nodes[:2]))
+    assert torch.equal(runner.forward(images), runner.logits(runner.advance(runner.start(images), None)))
+
+
 def test_images_do_not_influence_each_other(small):
     runner = VectorEngine(small.network)
     assert torch.equal(runner.forward(small.images)[7:20], runner.forward(small.images[7:20]))

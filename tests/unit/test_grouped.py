@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,6 +37,12 @@ def test_outputs_of_a_group_read_its_inputs():
 def test_halves_are_rounded_up_and_the_zero_point_is_taken_off():
     # (x - 1 + bias) / 2, of codes 1, 2, 3, 4 and 10, 20, 30, 255
     assert outputs(Grouped(node([1, 1], 2, 2**15), 1)).tolist() == [[0, 5], [1, 10], [1, 15], [2, 128]]
+
+
+def test_arrays_may_be_views():
+    one = node([2, 1], 2)
+    strided = np.repeat(one.bias, 2)[::2]
+    assert outputs(Grouped(replace(one, bias=strided), 0)).tolist() == outputs(Grouped(one, 0)).tolist()
 
 
 def test_padding_is_nothing():

@@ -56,6 +56,19 @@ def test_tally_counts_more_channels_than_a_byte_holds():
     assert counts.tolist() == [3000, 0, 0, 0]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_step_that_raises_ends_the_run():
+    def no_memory(arguments, images, a, b, y):
+        if images > 1:
+            raise MemoryError
+        return 1
+
+    row = np.array([[simd.step(no_memory).address, 0, 0, 0]], np.int64)
+    kernels.run(row, 2, 1, np.zeros(1, np.int64), np.zeros(1, np.int64))
+    with pytest.raises(MemoryError, match="a step of the network has found no memory"):
+        kernels.run(row, 2, 2, np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+
 def test_code_on_disk_is_that_of_this_text_of_the_vector_instructions(monkeypatch, tmp_path):
     """numba keeps compiled code beside the function's file, and knows that file alone."""
     monkeypatch.setattr(caching.config, "CACHE_DIR", str(tmp_path))

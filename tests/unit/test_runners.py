@@ -74,6 +74,13 @@ def test_a_free_process_takes_what_begins_like_its_last_one(pool, tmp_path):
     assert (tmp_path / "scored").read_text().split() == ["abd", "abc", "acd", "xyz", "xyy"]
 
 
+def test_nothing_waits_long_for_what_begins_alike(pool, tmp_path):
+    names = ["ab", "xy", *(f"a{k}" for k in range(20))]
+    with pool() as made:
+        assert len(list(made.evaluate(names))) == len(names)
+    assert (tmp_path / "scored").read_text().split().index("xy") <= 2 * runners.LOOK_AHEAD
+
+
 def test_the_work_of_a_process_that_dies_is_done_by_another(pool):
     with pool(1) as scoring:
         assert list(scoring.evaluate(["a", "die once", "b"])) == ["a!", "die once!", "b!"]

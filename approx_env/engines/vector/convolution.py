@@ -194,6 +194,7 @@ def _compiled(kind: str, instructions: int) -> CFunc:
                             bias + 4 * begin, multiplier + 4 * begin,
                             targets.ctypes.data + tile * 8 * OUTPUT_TILE * OUTPUT_TILE, begin, out - begin,
                         )  # fmt: skip
+        return 1
 
     def direct(arguments, images, x, unused, y):
         """Multiplies the window of every output place; images that need padding are copied, a few at a time.
@@ -276,5 +277,6 @@ def _compiled(kind: str, instructions: int) -> CFunc:
                             value = sums[k, c] * factors_of_integers[c]
                             integers[done + k, c] = max(value, 0) if relu else value
                     done += count
+        return 1
 
     return simd.step({"Winograd": winograd, "Direct": direct}[kind])

@@ -1,7 +1,7 @@
 """The engine for x86 CPUs: uint8 codes, channels last, on the vector code of `convolution.py` and `kernels.py`.
 
-One thread does all the work. Each CPU computes by the best instruction set that it has, and all compute the same
-integers. An engine cannot be pickled.
+A call works on the thread that makes it, and several threads may share an engine. Each CPU computes by the best
+instruction set that it has, and all compute the same integers. An engine cannot be pickled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from approx_env.engines.vector.steps import TABLE
 from approx_env.errors import InputError
 from approx_env.int8 import cost
 from approx_env.int8.network import Network
-from approx_env.int8.nodes import Node, Weighted
+from approx_env.int8.nodes import Node, Site, Weighted
 
 
 class VectorEngine(Engine):
@@ -59,6 +59,9 @@ class VectorEngine(Engine):
             for site, (nodes, live) in zip(sites, parts[1:], strict=True)
         ]
 
+    def __copy__(self) -> VectorEngine:
+        return self
+
     def __deepcopy__(self, memo: dict) -> VectorEngine:
         return self  # nothing in it changes, and its plans hold addresses
 
@@ -80,13 +83,18 @@ class VectorEngine(Engine):
         return self._plan(self.network.nodes, {self.network.nodes[-1].name})
 
     def forward(self, images: torch.Tensor | np.ndarray) -> torch.Tensor:
+        if isinstance(self.network.nodes[-1], Site):
+            return super().forward(images)
         return self.logits(State(len(self.network.layers), self._whole.run(self._pixels(images))))
 
     def _run(self, segment: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return tensors | self.plans[segment].run(tensors)
 
     def _input(self, images: torch.Tensor) -> torch.Tensor:
-        return images.contiguous(memory_format=torch.channels_last)
+        if images.dtype != torch.uint8 or images.shape[1:] != self.network.input_shape:
+            shape = ", ".join(map(str, self.network.input_shape))
+            raise ValueError(f"images must be (n, {shape}) uint8, got {tuple(images.shape)} {images.dtype}")
+        return in_order(images)
 
     def _approximate(self, site, exact, images, tensors, codes, counts):
         exact, count = in_order(exact), len(codes) * images

@@ -29,7 +29,7 @@ class Grouped:
         self._zero_point, self._logits, self._relu = zero_point, node.logits, node.relu
         parts = node.weight.reshape(node.groups, -1, *node.weight.shape[1:])
         self._weight = np.ascontiguousarray(parts.transpose(3, 4, 0, 2, 1), np.int32)
-        self._bias = node.bias
+        self._bias = np.ascontiguousarray(node.bias)
         self._multiplier = (node.multiplier / (1 << nodes.SHIFT)).astype(np.float32)  # exact
         self._wide_multiplier = node.multiplier.astype(np.int64)
 
@@ -79,6 +79,7 @@ def _convolve(arguments, images, x, unused, y):
                 for c in range(out):
                     value = sums[c] * integer_multipliers[c]
                     integers[image, i, j, c] = max(value, 0) if relu else value
+    return 1
 
 
 @_compiled

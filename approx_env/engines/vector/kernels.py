@@ -22,13 +22,18 @@ def run(rows, images, together, addresses, sizes):
     Each row of `rows (n, p) int64` holds the address of a step's code (`simd.step`), the places in `addresses (m,)
     int64` of two inputs and of the output, and the code's arguments. `sizes (m,) int64` are the bytes from one image
     to the next; 0 of memory that all images use in turn.
+
+    Raises:
+        MemoryError: a step has raised; steps raise nothing else.
     """
     for first in range(0, images, together):
         count = min(together, images - first)
         for k in range(rows.shape[0]):
             a, b, y = rows[k, 1], rows[k, 2], rows[k, 3]
-            simd.call(rows[k, 0], rows[k].ctypes.data + 8 * HEAD, count, addresses[a] + first * sizes[a],
-                      addresses[b] + first * sizes[b], addresses[y] + first * sizes[y])  # fmt: skip
+            done = simd.call(rows[k, 0], rows[k].ctypes.data + 8 * HEAD, count, addresses[a] + first * sizes[a],
+                             addresses[b] + first * sizes[b], addresses[y] + first * sizes[y])  # fmt: skip
+            if done != 1:
+                raise MemoryError("a step of the network has found no memory")
 
 
 @_compiled

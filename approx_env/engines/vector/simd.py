@@ -26,6 +26,8 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
+from approx_env.int8 import nodes
+
 POOLED = 32  # channels that `window_maximum` takes
 LONGEST = 8160  # codes that `approximate` counts in bytes
 TRANSFORMED = 16  # channels that `transform_input` takes
@@ -81,9 +83,9 @@ FOUR = ir.VectorType(I64, 4)
 
 
 def compiled(function: Callable) -> Callable:
-    """Compiles a function; on disk its code is kept for this very text of this folder's modules.
+    """Compiles a function; on disk its code is kept for this very text of this folder's modules, and of `int8.nodes`.
 
-    numba alone looks at the function's own file. It would go on with older texts of the functions that it calls.
+    numba alone looks at the function's own file. It would go on with older texts of what it calls.
     """
     made = njit(nogil=True)(function)
     made._cache = _Cache(function)
@@ -94,16 +96,17 @@ def step(function: Callable) -> CFunc:
     """Compiles a function so that its code has an address, and keeps it on disk as `compiled` does.
 
     It takes five 64-bit integers: the address of its arguments, which are int64; how many images; and the addresses of
-    one input, of another one if it has two, and of its output.
+    one input, of another one if it has two, and of its output. It returns 1. Where it raises, its caller gets 0: numba
+    prints what it raised, and goes on.
     """
-    made = CFunc(function, ((types.int64,) * 5, types.void), {}, {})
+    made = CFunc(function, ((types.int64,) * 5, types.int64), {}, {})
     made._cache = _Cache(function)
     made.compile()
     return made
 
 
 class _Cache(FunctionCache):
-    _texts = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    _texts = (path.read_bytes() for path in (Path(nodes.__file__), *sorted(Path(__file__).parent.glob("*.py"))))
     digest = hashlib.sha256(b"".join(_texts)).hexdigest()
 
     def _index_key(self, sig, codegen) -> tuple:
@@ -112,14 +115,13 @@ class _Cache(FunctionCache):
 
 @intrinsic
 def call(typingctx, code, arguments, images, a, b, y):
-    """Calls what `step` made, whose address is `code`."""
+    """Calls what `step` made, whose address is `code`, and returns what it does."""
 
     def codegen(context, builder, signature, values):
-        kind = ir.FunctionType(ir.VoidType(), [I64] * 5)
-        builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
-        return context.get_dummy_value()
+        kind = ir.FunctionType(I64, [I64] * 5)
+        return builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
 
-    return types.void(*[types.int64] * 6), codegen
+    return types.int64(*[types.int64] * 6), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -123,6 +123,7 @@ def _functions(kind: type, other: type = np.uint8) -> dict[str, object]:
                 own = carray(simd.pointer(energy), (energies,), np.int64)
                 for c in range(channels):
                     own[c] = np.int64(target[0, 0, c]) * np.int64(target[0, 0, c])
+        return 1
 
     def tally(arguments, images, x, table, y):
         places, channels, weights = simd.arguments(arguments, 3)
@@ -132,26 +133,31 @@ def _functions(kind: type, other: type = np.uint8) -> dict[str, object]:
             source = carray(simd.pointer(x + image * places * channels), (1, places, channels), codes)
             limits, four = carray(simd.pointer(five), (5,), codes), carray(simd.pointer(counts), (4,), np.int64)
             kernels.tally(source, codes(0), limits[1], limits[4], uses, four)
+        return 1
 
     def copy(arguments, images, x, unused, y):
         places, channels, width, offset = simd.arguments(arguments, 4)
         source = carray(simd.pointer(x), (images * places, channels), codes)
         carray(simd.pointer(y), (images * places, width), codes)[:, offset : offset + channels] = source
+        return 1
 
     def max_pool(arguments, images, x, unused, y):
         height, width, rows, columns, channels, kernel, stride = simd.arguments(arguments, 7)
         source = carray(simd.pointer(x), (images, height, width, channels), codes)
         kernels.max_pool(source, carray(simd.pointer(y), (images, rows, columns, channels), codes), kernel, stride)
+        return 1
 
     def average_pool(arguments, images, x, unused, y):
         height, width, rows, columns, channels, kernel, stride = simd.arguments(arguments, 7)
         source = carray(simd.pointer(x), (images, height, width, channels), codes)
         kernels.average_pool(source, carray(simd.pointer(y), (images, rows, columns, channels), codes), kernel, stride)
+        return 1
 
     def average(arguments, images, x, unused, y):
         places, channels = simd.arguments(arguments, 2)
         source = carray(simd.pointer(x), (images, places, channels), kind)
         kernels.average(source, carray(simd.pointer(y), (images, channels), kind), rounded)
+        return 1
 
     def flatten(arguments, images, x, unused, y):
         places, channels = simd.arguments(arguments, 2)
@@ -161,17 +167,20 @@ def _functions(kind: type, other: type = np.uint8) -> dict[str, object]:
             for channel in range(channels):
                 for place in range(places):
                     target[image, channel, place] = source[image, place, channel]
+        return 1
 
     def add(arguments, images, a, b, y):
         count = images * simd.arguments(arguments, 1)[0]
         first, second = carray(simd.pointer(a), (count,), codes), carray(simd.pointer(b), (count,), codes)
         kernels.add(first, second, carray(simd.pointer(y), (count,), codes))
+        return 1
 
     def add_scaled(arguments, images, a, b, y):
         size, by, other_by = simd.arguments(arguments, 3)
         count = images * size
         first, second = carray(simd.pointer(a), (count,), kind), carray(simd.pointer(b), (count,), other)
         kernels.add_scaled(first, second, carray(simd.pointer(y), (count,), codes), by, other_by)
+        return 1
 
     return {
         made.__name__: made for made in (tap, tally, copy, max_pool, average_pool, average, flatten, add, add_scaled)
