@@ -185,6 +185,16 @@ class TapVectorEnv(gym.vector.VectorEnv):
         self._evaluation = self.evaluator.begin(self.num_envs)
         return self._observe(0)
 
+    def expect(self, actions: np.ndarray) -> None:
+        """Scores what the next episodes will be, `(layers, num_envs, 4 or 5)`: their steps only repeat it then.
+
+        A few images go through all layers at a time, and find their codes in the caches. It changes no result.
+
+        Raises:
+            ValueError: invalid codes.
+        """
+        self.evaluator.begin(self.num_envs).complete([_checked(each, self.action_space) for each in actions])
+
     def step(self, actions):
         if self._evaluation is None:
             raise gym.error.ResetNeeded("call reset() before step(): no episode is under way")

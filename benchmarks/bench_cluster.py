@@ -14,6 +14,7 @@ its limit.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,9 @@ class Sleep:
     @property
     def layer(self) -> int:
         return len(self._codes)
+
+    def complete(self, several: Sequence[np.ndarray]) -> None:
+        """Its steps take the time."""
 
     def advance(self, codes: np.ndarray) -> list[float]:
         self._codes.append(codes)

@@ -29,6 +29,7 @@ def install() -> None:
 
     Evaluator.begin = _traced(Evaluator.begin)
     Evaluation.advance = _traced(Evaluation.advance)
+    Evaluation.complete = _traced(Evaluation.complete)
 
 
 def read(folder: Path) -> list[np.ndarray]:

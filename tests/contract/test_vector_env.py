@@ -67,6 +67,21 @@ def test_one_invalid_action_changes_nothing(both, evaluator):
     assert (rewards == rewards[0]).all()
 
 
+def test_steps_repeat_what_was_expected(both, evaluator, monkeypatch):
+    ours, plain = both
+    generator = np.random.default_rng(0)
+    actions = np.array(
+        [[tap.random_codes(tmax, generator) for _ in range(COUNT)] for tmax in evaluator.calibration.tmax]
+    )
+    plain.reset()
+    expected = [plain.step(each) for each in actions]
+    ours.expect(actions)
+    ours.reset()
+    monkeypatch.setattr(evaluator.engine, "advance", None)
+    for each, before in zip(actions, expected, strict=True):
+        assert all(equal(one, other) for one, other in zip(ours.step(each), before, strict=True))
+
+
 def test_step_before_reset(both):
     with pytest.raises(gym.error.ResetNeeded, match="call reset"):
         both[0].step(np.ones((COUNT, 4)))

@@ -47,11 +47,19 @@ class Env:
     single_observation_space = gym.spaces.Box(0.0, 10.0, (1,))
     single_action_space = gym.spaces.MultiDiscrete([256] * 4)
 
+    @property
+    def unwrapped(self):
+        return self
+
+    def expect(self, actions):
+        self.expected = actions
+
     def reset(self):
         self.step_ = 0
         return np.zeros((3, 1), np.float32), [{}] * 3
 
     def step(self, actions):
+        assert np.array_equal(actions, self.expected[self.step_])
         self.step_ += 1
         ended = np.full(3, self.step_ == 2)
         rewards = np.asarray(actions).sum(1).astype(float)

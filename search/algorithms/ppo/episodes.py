@@ -119,10 +119,13 @@ def draw(policy: CodePolicy, seed: int, numbers: Sequence[int]) -> dict[str, np.
 def play(env: gym.vector.VectorEnv, drawn: dict[str, np.ndarray]) -> list[SingleAgentEpisode]:
     """Runs drawn episodes in lockstep; RLlib learns from what they give.
 
+    All actions are known before the first step. So the environment is told of them, which makes it faster.
+
     Args:
         env: gives infos as a list, as RLlib wraps it.
         drawn: columns `(layers, env.num_envs, ...)`, of which one holds the actions.
     """
+    env.unwrapped.expect(drawn[Columns.ACTIONS])
     observations, infos = env.reset()
     spaces = {"observation_space": env.single_observation_space, "action_space": env.single_action_space}
     episodes = [SingleAgentEpisode(**spaces) for _ in range(env.num_envs)]
