@@ -20,10 +20,10 @@ def install() -> None:
     from approx_env.env import TapVectorEnv
     from approx_env.scoring.evaluator import Evaluation
 
-    def advance(self, codes):
+    def raising(self, codes):
         raise ZeroDivisionError("a bug in the evaluator")
 
     if os.environ["TAPSEARCH_TEST_BUG"] == "raise":
-        Evaluation.advance = advance
+        Evaluation.advance = Evaluation.complete = raising
     else:
         TapVectorEnv.__init__ = lambda *arguments, **more: os._exit(1)
