@@ -27,10 +27,10 @@ student() { # RUN NAME OPTION ...
 
 climb='--algorithm hill --objective kd --rungs 1024,4096 --seeds 0,1,2,3,4'
 search alexnet-quintile alexnet --algorithm quintile
-search alexnet-coordinate alexnet --episodes 512 --search-images 1024 --seeds 0,1,2,3,4
+search alexnet-cma alexnet --episodes 512 --search-images 1024 --seeds 0,1,2,3,4
 search alexnet-hill alexnet $climb --episodes 256
 search squeezenet-quintile squeezenet --algorithm quintile
-search squeezenet-coordinate squeezenet --episodes 512 --search-images 1024 --seeds 0,1,2,3,4
+search squeezenet-cma squeezenet --episodes 512 --search-images 1024 --seeds 0,1,2,3,4
 search squeezenet-hill squeezenet $climb --episodes 256
 search squeezenet-all-quintile squeezenet --sites all --algorithm quintile
 search squeezenet-all-hill squeezenet --sites all $climb --episodes 128

@@ -186,7 +186,7 @@ class Settings:
         """Name of the algorithm that searches: what `auto` stands for here, or what is asked for."""
         if self.algorithm != algorithms.AUTO:
             return self.algorithm
-        return algorithms.chosen(self.objective, self.search_tmax, self.episodes)
+        return algorithms.chosen(self.objective, self.search_tmax)
 
     @property
     def runners(self) -> int:

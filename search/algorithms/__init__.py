@@ -59,7 +59,7 @@ def names() -> tuple[str, ...]:
 
 
 NAMES = names()
-AUTO, FEW = "auto", 512  # the name that stands for what `chosen` says; configurations of a short search
+AUTO = "auto"  # the name that stands for what `chosen` says
 
 
 def find(name: str) -> ModuleType:
@@ -67,22 +67,16 @@ def find(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def chosen(objective: str, search_tmax: bool, count: int | None) -> str:
+def chosen(objective: str, search_tmax: bool) -> str:
     """The algorithm that did best by `python -m benchmarks search` for what is asked.
 
-    Coordinate search goes furthest at few configurations, and each takes it a fraction of a pass. CMA-ES goes on where
-    codes that change alone bring nothing more. For fronts, and where tmax is searched, hill climbing has moves that
-    others lack.
+    CMA-ES finds the highest return, after 64 configurations and after 512. For fronts, and where tmax is searched, hill
+    climbing has moves that others lack.
 
-    Args:
-        count: configurations of a search; None: the usual number.
-
-    >>> [chosen("return", False, None), chosen("kd", False, 4096), chosen("pareto", False, 64)]
-    ['coordinate', 'cma', 'hill']
+    >>> [chosen("return", False), chosen("kd", True), chosen("pareto", False)]
+    ['cma', 'hill', 'hill']
     """
-    if search_tmax or objective == "pareto":
-        return "hill"
-    return "coordinate" if (count or 0) <= FEW else "cma"
+    return "hill" if search_tmax or objective == "pareto" else "cma"
 
 
 def is_fixed(name: str) -> bool:

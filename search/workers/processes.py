@@ -19,9 +19,15 @@ COMMAND = {
 # Of a node that a command starts. Ray adds the niceness to that of the command; its default of 15 would leave a
 # search what other programs do not want.
 NODE = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-# Of a process that draws or learns. torch and MKL choose instructions by the CPU, and each choice rounds in its own
-# way; with these a policy has the same bits on every x86 CPU. They count when torch is loaded.
-SAME_BITS = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "1"}
+# Of a process that draws or learns. torch, MKL and numpy's OpenBLAS choose instructions by the CPU, and each choice
+# rounds in its own way; with these a policy, and CMA-ES, have the same bits on every x86 CPU. They count when torch and
+# numpy are loaded.
+SAME_BITS = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "MKL_CBWR": "COMPATIBLE",
+    "OPENBLAS_CORETYPE": "Nehalem",
+    "OMP_NUM_THREADS": "1",
+}
 
 FOLDER = "tapsearch-"
 SOCKET_BYTES = 107 if sys.platform == "linux" else 103  # that the name of a socket may have

@@ -237,5 +237,5 @@ def test_more_images_than_the_search_split_has(tmp_path):
 
 def test_a_run_is_of_the_algorithm_that_auto_stands_for(tmp_path):
     made = prepare(tmp_path, "--model squeezenet_compact")
-    assert made.settings.algorithm == "coordinate" and made.name.startswith("squeezenet_compact-digits-coordinate-")
-    assert job.describe(made)["arguments"]["algorithm"] == "coordinate"
+    assert made.settings.algorithm == "cma" and made.name.startswith("squeezenet_compact-digits-cma-")
+    assert job.describe(made)["arguments"]["algorithm"] == "cma"
