@@ -188,11 +188,13 @@ class TapVectorEnv(gym.vector.VectorEnv):
     def expect(self, actions: np.ndarray) -> None:
         """Scores what the next episodes will be, `(layers, num_envs, 4 or 5)`: their steps only repeat it then.
 
-        A few images go through all layers at a time, and find their codes in the caches. It changes no result.
+        A few images go through all layers at a time, and find their codes in the caches. It changes no result. The
+        episodes that are under way end.
 
         Raises:
             ValueError: invalid codes.
         """
+        self._evaluation = None  # whose states would take as much memory again
         self.evaluator.begin(self.num_envs).complete([_checked(each, self.action_space) for each in actions])
 
     def step(self, actions):
