@@ -46,14 +46,15 @@ def test_every_algorithm_has_a_trainable_that_knows_run_seed_and_budget(name):
         assert module.Options(**space["options"]) == module.Options(**start)
     else:
         assert (trainable, space.seed, space.num_env_runners) == (TapPPO, 3, 2)
-        assert space.env_config == {"run": "r", "budget": 8, "budget_exact": 0.5, "iteration_episodes": 8}
+        assert space.env_config == {"run": "r", "budget": 8, "budget_exact": 0.5, "iteration_episodes": 8, "threads": 1}
 
 
 def test_ppo_s_settings_reach_rllib():
-    given = job(algorithm="ppo", episodes=100, lr=0.25, iteration_episodes=4, envs_per_runner=3)
+    given = job(algorithm="ppo", episodes=100, lr=0.25, iteration_episodes=4, envs_per_runner=3, threads_per_runner=5)
     _, space = trials._trainable(given, 0)
     assert (space.lr, space.env_config["iteration_episodes"], space.num_envs_per_env_runner) == (0.25, 4, 3)
     assert space.train_batch_size_per_learner == 4 * 2
+    assert space.num_cpus_per_env_runner == space.env_config["threads"] == 5
 
 
 @pytest.fixture
