@@ -99,7 +99,7 @@ class VectorEngine(Engine):
     def _approximate(self, site, exact, images, tensors, codes, counts):
         exact, count = in_order(exact), len(codes) * images
         five = np.zeros((len(codes), 8), np.uint8)
-        five[:, : codes.shape[1]] = codes
+        five[:, :5] = codes
         energy = self._no_energy(site, count) if site in self.network.attention else None
         table, which = np.empty((count, TABLE), np.int64), np.arange(count) // images  # of the configurations
         table[:, 0] = five.ctypes.data + five.strides[0] * which

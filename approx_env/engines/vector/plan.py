@@ -24,10 +24,10 @@ from approx_env.int8.network import Network
 from approx_env.int8.nodes import INPUT, Concatenation, Node, Site, Weighted
 
 LINE = 64  # bytes of a line of the caches
-# Images go through all steps together until they pass so many bytes: half of a second-level cache. Larger weights come
-# from beyond it each time, and more images share their way.
+# The images that go through all steps together pass at least so many bytes: half of a second-level cache. They pass at
+# least so many times the bytes of the largest weights, which come from beyond that cache each time.
 PASSED_BYTES, PASSES = 2**20, 4
-TABLE_NAME = "#table"  # no node has it: of what `steps.tap` and `steps.tally` read
+TABLE_NAME = "#table"  # of the table that `steps.tap` and `steps.tally` read; no node has this name
 NO_WEIGHTS = np.empty(0, np.int64)
 
 _Made = tuple[str, Step, list[str], str | None]  # a node's name, code, what it reads, and the memory that it writes to
@@ -139,7 +139,7 @@ class Plan:
             return [
                 (steps.copy(shape, width, end - shape[0]), [name], node.name)
                 for name, shape, end in zip(sources, shapes, ends, strict=True)
-                if self._slices.get(name, ("",))[0] != node.name
+                if self._memory(name) != node.name
             ]
         whole, offset = self._slices.get(node.name, (node.name, 0))
         if isinstance(node, Weighted):
