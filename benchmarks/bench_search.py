@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +32,7 @@ import torch
 
 from approx_env import tap
 from approx_env.errors import InputError, exit_status
+from approx_env.int8.sites import CHOICES as SITES
 from approx_env.scoring.configuration import Configuration, layer_forwards
 from approx_env.scoring.evaluator import Evaluator, Score
 from approx_env.teachers import models
@@ -41,7 +42,8 @@ from search.results import selection, store
 from search.results.folder import Folder
 
 ROWS, CHOICES = "search", "search-choices"  # Parquet files
-KEY = ["model", "teacher", "images", "algorithm", "seed"]
+PROBLEM = ["model", "sites", "teacher", "images"]
+KEY = [*PROBLEM, "algorithm", "seed"]
 TOP, WITHIN_POINTS = config.Settings.top, config.Settings.max_acc_drop
 CHECKPOINTS = (64, 256, 1024)  # evaluations after which a choice is made, and at the end
 ALL = algorithms.NAMES
@@ -64,8 +66,8 @@ class Search:
         """What its rows have in common."""
         digest = self.prepared.teacher.about["sha256"][:12]
         images = len(self.prepared.problem.labels)
-        model = self.prepared.problem.network.model
-        return dict(zip(KEY, (model, digest, images, self.algorithm, self.seed), strict=True))
+        model, sites = self.prepared.problem.network.model, self.prepared.settings.sites
+        return dict(zip(KEY, (model, sites, digest, images, self.algorithm, self.seed), strict=True))
 
     def rows(self, evaluator: Evaluator, known: Sequence[dict], count: int) -> Iterator[dict]:
         """Rows of evaluations `len(known)` to `count - 1`; fewer if it has no more to propose.
@@ -158,6 +160,9 @@ class Tables:
         found: dict[tuple, list[dict]] = {}
         if self._folder.exists(f"{name}.parquet"):
             table = pq.read_table(pa.BufferReader(self._folder.read(f"{name}.parquet")))
+            if missing := set(self._columns).difference(table.column_names):
+                raise InputError(f"{self._folder / name}.parquet has no column {', '.join(sorted(missing))}: an older "
+                                 "version made it; remove it")  # fmt: skip
             for row in table.to_pylist():
                 found.setdefault(self._key(row), []).append(row)
         return found
@@ -191,8 +196,8 @@ def by_command(search: Search, count: int) -> list[dict]:
     own = search.prepared.settings
     given = {
         "model": own.model, "dataset": own.dataset, "data-dir": own.data_dir, "teacher": own.teacher,
-        "search-images": len(search.prepared.problem.labels), "algorithm": search.algorithm, "seeds": search.seed,
-        "episodes": count, "num-env-runners": 1, "top": 1, "run-name": "r",
+        "sites": own.sites, "search-images": len(search.prepared.problem.labels), "algorithm": search.algorithm,
+        "seeds": search.seed, "episodes": count, "num-env-runners": 1, "top": 1, "run-name": "r",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="tb-", dir="/tmp") as folder:  # short: Ray's sockets lie below it
         flags = [f"--{name}={value}" for name, value in given.items() if value is not None]
@@ -220,7 +225,8 @@ class Bench:
     def run(self) -> None:
         """Every search of every model, seeds in the outer loop: what is cut off has something of every algorithm."""
         for model in self._arguments.models:
-            prepared = job.prepare(settings(model, self._arguments.images, self._arguments.data_dir))
+            asked = settings(model, self._arguments.images, self._arguments.data_dir)
+            prepared = job.prepare(replace(asked, sites=self._arguments.sites))
             bench = _Model(prepared, self._tables, self._arguments.evaluations)
             for seed in range(self._arguments.seeds):
                 for algorithm in self._arguments.algorithms:
@@ -234,12 +240,11 @@ class Bench:
         rows = rows[rows["evaluation"] < self._arguments.evaluations]
         if len(choices):
             choices = choices[choices["evaluations"] <= self._arguments.evaluations]
-        problems = ["model", "teacher", "images"]
-        for (model, teacher, images), part in rows.groupby(problems):
-            own = choices.merge(part[problems].drop_duplicates()) if len(choices) else choices
-            told = f"{model} (teacher {teacher}), {images} search images"
+        for (model, sites, teacher, images), part in rows.groupby(PROBLEM):
+            own = choices.merge(part[PROBLEM].drop_duplicates()) if len(choices) else choices
+            told = f"{model}, {sites} sites (teacher {teacher}), {images} search images"
             print(f"\n{told}\n\n{search_curves.table(part, own)}", flush=True)
-            search_curves.draw(part, own, self._arguments.results / f"search-{model}-{teacher}-{images}.svg")
+            search_curves.draw(part, own, self._arguments.results / f"search-{model}-{sites}-{teacher}-{images}.svg")
 
 
 class _Model:
@@ -309,6 +314,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--algorithms", type=_listed, default=DEFAULT, metavar="LIST", help=f"of {', '.join(ALL)}")
     parser.add_argument("--evaluations", type=int, default=1024, metavar="N", help="of each search")
     parser.add_argument("--images", type=int, default=1024, metavar="N", help="search images")
+    parser.add_argument("--sites", choices=SITES, default=SITES[0], help="what is approximated (default: %(default)s)")
     add_arguments(parser)
     return checked(parser, argv, ("seeds", "evaluations", "images"))
 

@@ -137,15 +137,31 @@ def test_a_search_that_was_cut_off_counts_for_no_mean_and_no_difference():
     assert line(alone, "de")[3] == ""  # no seed is shared
 
 
-def test_searches_of_two_teachers_are_two_tables(tmp_path, capsys):
+def test_searches_of_other_teachers_and_sites_are_other_tables(tmp_path, capsys):
     common = {"model": "alexnet", "images": 16, "codes": [1, 2, 3, 4]}
-    both = [row | common | {"teacher": teacher} for teacher in ("old", "new") for row in rows("hill", [0.5])]
+    problems = [("old", "standard"), ("new", "standard"), ("new", "all")]
+    both = [row | common | dict(zip(("teacher", "sites"), each, strict=True))
+            for each in problems for row in rows("hill", [0.5])]  # fmt: skip
     names = bench_search.ROWS, bench_search.CHOICES
     bench_search.Tables(tmp_path, names, bench_search.KEY, "").add(bench_search.ROWS, both)
     assert bench_search.main(["--draw", "--results", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    assert "alexnet (teacher old)" in told and "alexnet (teacher new)" in told
-    assert len(list(tmp_path.glob("search-alexnet-*-16.svg"))) == 2
+    assert all(f"alexnet, {sites} sites (teacher {teacher})" in told for teacher, sites in problems)
+    assert len(list(tmp_path.glob("search-alexnet-*-16.svg"))) == 3
+
+
+def test_rows_of_an_older_version_are_refused(tmp_path, capsys):
+    pd.DataFrame(rows("hill", [0.5])).to_parquet(tmp_path / "search.parquet")
+    assert bench_search.main(["--draw", "--results", str(tmp_path)]) == 2
+    assert "has no column images, model, sites, teacher" in capsys.readouterr().err
+
+
+def test_sites_decide_what_is_searched(bench):
+    rows, choices, output = bench(f"{ASKED} --evaluations 2 --sites all")
+    assert set(rows["sites"]) == set(choices["sites"]) == {"all"} and "squeezenet_compact, all sites" in output
+    usual, _, _ = bench(f"{ASKED} --evaluations 2")
+    lengths = {sites: len(own["codes"].iloc[0]) for sites, own in usual.groupby("sites")}
+    assert lengths["all"] > lengths["standard"]
 
 
 def test_differences_are_of_the_same_seeds():
