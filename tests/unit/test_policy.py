@@ -12,7 +12,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch import nn
 
 from approx_env import tap
-from search.algorithms.ppo.policy import LAYER, MOVES, MOVES_RANGE, WIDTH, CodeDistribution, CodePolicy
+from search.algorithms.ppo.policy import LAYER, LIKELIEST, MOVES, MOVES_RANGE, WIDTH, CodeDistribution, CodePolicy
 
 TMAX = (15, 16, 35, 110, 255)
 START = [tap.quintile(tmax) for tmax in TMAX]
@@ -152,10 +152,15 @@ def moved(policy: CodePolicy, start: list[tuple], episodes: int = 2000) -> torch
     return actions != torch.tensor(start).unsqueeze(1)
 
 
-def test_an_episode_of_a_fresh_policy_moves_a_few_codes():
+def likely(times: float = 1.0) -> float:
+    """How many codes an episode moves."""
+    return min(times * MOVES, LIKELIEST * np.size(START))
+
+
+def test_an_episode_of_a_fresh_policy_moves_some_codes():
     """A code that others push aside moves too, so that there are some more."""
     count = moved(build(), START).sum((0, 2)).double()
-    assert 0.9 * MOVES < count.mean() < 1.4 * MOVES and (count == 0).double().mean() < 0.1
+    assert 0.9 * likely() < count.mean() < 1.4 * likely() and (count == 0).double().mean() < 0.1
 
 
 def test_no_policy_freezes_or_draws_all_anew():
@@ -164,7 +169,7 @@ def test_no_policy_freezes_or_draws_all_anew():
         with torch.no_grad():
             policy.heads.bias[:, 2] = bias
         count = moved(policy, START).sum((0, 2)).double().mean().item()
-        assert count == pytest.approx(times * MOVES, rel=0.45)
+        assert count == pytest.approx(likely(times), rel=0.45)
 
 
 def test_a_code_moves_by_the_width_as_a_share_of_tmax():
@@ -176,7 +181,7 @@ def test_a_code_moves_by_the_width_as_a_share_of_tmax():
 
 def test_where_tmax_moves_the_others_keep_their_shares_of_it():
     actions = build(start=WITH_TMAX).draw(numbers(4000, draws=5))[Columns.ACTIONS].double()
-    far = (actions[3, :, 4] - TMAX[3]).abs() > 10
+    far = (actions[3, :, 4] - TMAX[3]).abs() > WIDTH * TMAX[3]
     assert 0.01 < far.double().mean() < 0.2
     shares = actions[3, far, 3] / actions[3, far, 4]
     assert shares.median().item() == pytest.approx(START[3][3] / TMAX[3], abs=0.01)

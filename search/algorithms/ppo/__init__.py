@@ -13,7 +13,7 @@ class Options:
     """What the command line decides."""
 
     lr: float = 1e-3  # Adam's learning rate
-    iteration_episodes: int = 32  # episodes that PPO learns from at a time; no more runners than these have work
+    iteration_episodes: int = 16  # episodes that PPO learns from at a time; no more runners than these have work
     envs_per_runner: int = 1  # configurations that a runner takes through the network in lockstep
 
 

@@ -2,8 +2,8 @@
 
 The incumbent is the best configuration so far; at first quintile. For each code the network says with which chance it
 stays, and how it moves otherwise: a Gaussian of the displacement, discretised and truncated to the interval that the
-earlier codes leave open. So an episode changes few codes, and what it earned tells about those. Without training a
-policy is a hill climber.
+earlier codes leave open. So an episode changes some codes a little, and what it earned tells about those. Without
+training a policy is a hill climber.
 
 t1 is drawn first, then t2 given t1, then v1 and v2 between and above them, so that every action is valid by
 construction. Where tmax is searched, it is drawn before them all, and they keep their shares of it.
@@ -32,9 +32,10 @@ from approx_env.tap import CODE_COUNT, HIGHEST_CODE, LOWEST_TMAX
 
 MASKED = -1e9  # logit of an impossible code: finite, so that no gradient is NaN
 DRAW_ORDERS = {4: (0, 2, 1, 3), 5: (4, 0, 2, 1, 3)}  # (tmax,) t1, t2, v1, v2 as columns of an action
-MOVES = 3.0  # codes of an episode that a fresh policy moves, on average
+MOVES = 12.0  # codes of an episode that a fresh policy moves, on average
 MOVES_RANGE = (0.5, 2.0)  # how many times as many a trained policy moves: it can neither freeze nor draw all anew
-WIDTH = 0.06  # standard deviation of a fresh policy's moves, as a share of the layer's tmax
+LIKELIEST = 0.45  # that a code moves: so the median of every draw is to stay
+WIDTH = 0.02  # standard deviation of a fresh policy's moves, as a share of the layer's tmax
 WIDTH_RANGE = (0.01, 0.5)
 REACH = 0.12  # farthest mean of a move, as a share of tmax
 LAYER = "layer"  # column of a batch: the index of the layer that a step is about, `(...) int64`
@@ -262,8 +263,8 @@ class _Heads(nn.Module):
 
 
 def _stay(chance: float) -> float:
-    """The logit of staying where a code moves with this chance, at most 0.45: so the median is always to stay."""
-    chance = min(chance, 0.45)
+    """The logit of staying where a code moves with this chance, at most `LIKELIEST`."""
+    chance = min(chance, LIKELIEST)
     return math.log((1 - chance) / chance)
 
 
