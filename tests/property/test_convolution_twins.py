@@ -43,7 +43,7 @@ def problems(draw, kind: str):
     return codes, node, zero_point
 
 
-def check(codes: np.ndarray, node: Convolution, zero_point: int, kind: type[convolution.Packed]):
+def check(codes: np.ndarray, node: Convolution, zero_point: int, kind: type[convolution.PackedConvolution]):
     """Each instruction set writes the reference's codes, or sums, into its own channels alone."""
     images = codes.transpose(0, 3, 1, 2)
     layer = replace(node_of(1, images.shape[1], 1), name="other"), Site("s", ("other",))
@@ -101,7 +101,7 @@ def node_of(out: int, channels: int, kernel: int, stride: int = 1, padding: int 
     return Convolution("c", ("input",), weight, zeros, zeros + 1, True, 1.0, False, stride, padding)
 
 
-def kind_of(node: Convolution) -> type[convolution.Packed]:
+def kind_of(node: Convolution) -> type[convolution.PackedConvolution]:
     return convolution.kind_of(node, "avx2")
 
 

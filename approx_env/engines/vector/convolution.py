@@ -46,7 +46,7 @@ def available() -> tuple[str, ...]:
     return tuple(each.name for each in SETS if each.available)
 
 
-def kind_of(node: Weighted, instructions: str) -> type[Packed]:
+def kind_of(node: Weighted, instructions: str) -> type[PackedConvolution]:
     """Which kind of convolution takes a node; `instructions` is one of `available()`."""
     if not isinstance(node, Convolution) or node.logits or _set_of(node, instructions).lanes == 16:
         return Direct
@@ -63,7 +63,7 @@ def _set_of(node: Weighted, instructions: str) -> simd.Instructions:
     return chosen
 
 
-class Packed:
+class PackedConvolution:
     """A node's weights in the order in which they are read, and the step that reads them.
 
     Args:
@@ -101,7 +101,7 @@ class Packed:
         raise NotImplementedError
 
 
-class Winograd(Packed):
+class Winograd(PackedConvolution):
     """3 x 3, stride 1, padding 1."""
 
     def _pack(self, weight):
@@ -120,7 +120,7 @@ class Winograd(Packed):
                                  len(self._weight), self._weight, self._bias, self._multiplier))  # fmt: skip
 
 
-class Direct(Packed):
+class Direct(PackedConvolution):
     """Any kernel, stride and padding; any number of channels."""
 
     def _pack(self, weight):

@@ -68,7 +68,7 @@ class VectorEngine(Engine):
     def __reduce__(self):
         raise TypeError("an engine cannot be pickled, its plans hold addresses: build it in each process")
 
-    def _pack(self, node: Weighted, instructions: str) -> convolution.Packed | grouped.Grouped:
+    def _pack(self, node: Weighted, instructions: str) -> convolution.PackedConvolution | grouped.Grouped:
         zero_point = self.network.zero_point(node.inputs[0])
         if node.groups > 1:
             return grouped.Grouped(node, zero_point)
