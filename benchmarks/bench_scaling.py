@@ -4,11 +4,11 @@ Question: how many episodes a second does `python -m search.run` score with two 
 its wall time is not the evaluator's: RLlib, Ray, storage and learning? How much memory does an env runner take above
 Ray's own?
 
-Method: PPO on SqueezeNet, 1,024 search images (digits as PNG files), 96 episodes in iterations of 32, each job in
+Method: PPO on SqueezeNet, 1,024 search images (digits as PNG files), 96 episodes in iterations of 16, each job in
 processes of its own, as a user starts it. Jobs with one and with two env runners take turns, and who is first changes
 from pair to pair. An iteration lasts from the last episode of the one before it to its own last episode, by the `time`
-of the rows, so that learning, weights and writing are in it; the first one, a warm-up, does not count. The second and
-third iteration of the jobs of a pair are compared, which makes two repetitions of a pair.
+of the rows, so that learning, weights and writing are in it; the first one, a warm-up, does not count. The other five
+of the jobs of a pair are compared one by one, which makes five repetitions of a pair.
 A set-up hook that Ray runs in each worker (`trace.py`) notes when an env runner enters and leaves the evaluator; the
 orchestration's share of an iteration is 1 - (seconds in the evaluator, all env runners) / (wall time x env runners), so
 that an idle env runner counts as orchestration. The claim is about the job with two; one env runner's is in the rows.
@@ -37,9 +37,9 @@ from search.workers.session import session
 
 EPISODES_AN_ITERATION = ppo.Options.iteration_episodes
 RUNNERS = (1, 2)
-PAIRS, ITERATIONS, IMAGES = 3, 3, 1024
+PAIRS, ITERATIONS, IMAGES = 3, 6, 1024
 QUICK_PAIRS, QUICK_ITERATIONS, QUICK_IMAGES = 1, 2, 256
-MEMORY_ITERATIONS = 2
+MEMORY_ITERATIONS = 4
 ENV_RUNNER = "EnvRunner"  # in the title of an env runner's process
 POLL_SECONDS = 0.5
 
