@@ -25,12 +25,15 @@ student() { # RUN NAME OPTION ...
     $python -m search.finetune --run $run --results $reference --output $reference/$run/$name "$@"
 }
 
+losses='--algorithm cma --objective kd+at --search-images 4096 --episodes 128 --seeds 0,1,2,3,4'
 climb='--algorithm hill --objective kd --rungs 1024,4096 --seeds 0,1,2,3,4'
 search alexnet-quintile alexnet --algorithm quintile
 search alexnet-cma alexnet --episodes 512 --search-images 1024 --seeds 0,1,2,3,4
+search alexnet-cma-losses alexnet $losses
 search alexnet-hill alexnet $climb --episodes 256
 search squeezenet-quintile squeezenet --algorithm quintile
 search squeezenet-cma squeezenet --episodes 512 --search-images 1024 --seeds 0,1,2,3,4
+search squeezenet-cma-losses squeezenet $losses
 search squeezenet-hill squeezenet $climb --episodes 256
 search squeezenet-all-quintile squeezenet --sites all --algorithm quintile
 search squeezenet-all-hill squeezenet --sites all $climb --episodes 128
