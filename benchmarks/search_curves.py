@@ -16,6 +16,8 @@ SHOWN = (16, 64, 256, 1024)  # evaluations whose best return a table has, beside
 REFERENCE = "hill"  # what others are compared with, seed by seed
 RESAMPLES, SEED = 2000, 0  # of the bootstrap
 COVERED = (2.5, 97.5)  # percentiles of a 95 % interval
+MARGIN = 0.1  # of the returns that are drawn, below and above
+POINTS = 100  # at most so many of a curve are drawn, evenly on its logarithmic axis
 
 
 def interval(values: np.ndarray, of: Callable = np.mean) -> tuple[float, float]:
@@ -98,7 +100,10 @@ def _drops(choices: pd.DataFrame, name: str) -> tuple[str, ...]:
 
 
 def draw(rows: pd.DataFrame, choices: pd.DataFrame, path: Path) -> None:
-    """Writes an SVG: medians over seeds with the interval of each, and drops of choices on test."""
+    """Writes an SVG: medians over seeds with the interval of each, and drops of choices on test.
+
+    What lies far below the return that the reference begins with is cut off.
+    """
     matplotlib.use("svg")
     from matplotlib import pyplot
 
@@ -109,8 +114,10 @@ def draw(rows: pd.DataFrame, choices: pd.DataFrame, path: Path) -> None:
         style = {"color": f"C{place % 10}", "linestyle": ("-", "--", ":")[place // 4 % 3]}
         part = rows[rows["algorithm"] == name]
         curve = best_so_far(part).dropna(axis=1)  # searches as long as this algorithm's longest
-        middle, (low, high) = curve.median(axis=1), interval(curve.to_numpy().T, np.median)
         forwards = part.pivot(index="evaluation", columns="seed", values="layer_forwards").mean(axis=1).cumsum()
+        shown = np.unique(np.geomspace(1, len(curve), POINTS).round().astype(int)) - 1
+        curve, forwards = curve.iloc[shown], forwards.iloc[shown]
+        middle, (low, high) = curve.median(axis=1), interval(curve.to_numpy().T, np.median)
         for axes, along in ((by_evaluations, curve.index + 1), (by_layers, forwards)):
             axes.plot(along, middle, label=name, marker="o" if len(curve) == 1 else None, **style)
             axes.fill_between(along, low, high, alpha=0.15, color=style["color"], linewidth=0)
@@ -119,6 +126,10 @@ def draw(rows: pd.DataFrame, choices: pd.DataFrame, path: Path) -> None:
     by_evaluations.set(xscale="log", xlabel="evaluations", ylabel="best return (median of seeds, 95 %)")
     by_layers.set(xscale="log", xlabel="layer-forwards", ylabel="best return")
     drops.set(xscale="log", xlabel="evaluations", ylabel="drop on test of the choice, points (mean, 95 %)")
+    if REFERENCE in names:
+        begin, top = best_so_far(rows[rows["algorithm"] == REFERENCE]).iloc[0].median(), rows["return"].max()
+        for axes in (by_evaluations, by_layers):
+            axes.set_ylim(begin - MARGIN * (top - begin), top + MARGIN * (top - begin))
     by_evaluations.legend(fontsize="small")
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
