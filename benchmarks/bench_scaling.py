@@ -7,8 +7,8 @@ Ray's own?
 Method: PPO on SqueezeNet, 1,024 search images (digits as PNG files), 96 episodes in iterations of 16, each job in
 processes of its own, as a user starts it. Jobs with one and with two env runners take turns, and who is first changes
 from pair to pair. An iteration lasts from the last episode of the one before it to its own last episode, by the `time`
-of the rows, so that learning, weights and writing are in it; the first one, a warm-up, does not count. The other five
-of the jobs of a pair are compared one by one, which makes five repetitions of a pair.
+of the rows, so that learning, weights and writing are in it; the first one, a warm-up, does not count. Each of the
+other five is compared with the same one of the pair's other job, which makes five repetitions of a pair.
 A set-up hook that Ray runs in each worker (`trace.py`) notes when an env runner enters and leaves the evaluator; the
 orchestration's share of an iteration is 1 - (seconds in the evaluator, all env runners) / (wall time x env runners), so
 that an idle env runner counts as orchestration. The claim is about the job with two; one env runner's is in the rows.

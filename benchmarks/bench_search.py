@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -225,8 +225,8 @@ class Bench:
     def run(self) -> None:
         """Every search of every model, seeds in the outer loop: what is cut off has something of every algorithm."""
         for model in self._arguments.models:
-            asked = settings(model, self._arguments.images, self._arguments.data_dir)
-            prepared = job.prepare(replace(asked, sites=self._arguments.sites))
+            given = self._arguments
+            prepared = job.prepare(settings(model, given.images, given.data_dir, given.sites))
             bench = _Model(prepared, self._tables, self._arguments.evaluations)
             for seed in range(self._arguments.seeds):
                 for algorithm in self._arguments.algorithms:
@@ -295,9 +295,9 @@ class _Model:
         return algorithms.is_fixed(search.algorithm) and len(known) > 0
 
 
-def settings(model: str, images: int, data_dir: Path | None) -> config.Settings:
+def settings(model: str, images: int, data_dir: Path | None, sites: str = SITES[0]) -> config.Settings:
     """Those of a search of this model."""
-    given = [f"--model={model}", f"--search-images={images}"]
+    given = [f"--model={model}", f"--search-images={images}", f"--sites={sites}"]
     if data_dir is not None:
         teacher = TEACHERS / f"{model}-imagefolder-{data_dir.name}.int8.json"
         given += ["--dataset=imagefolder", f"--data-dir={data_dir}", f"--teacher={teacher}"]
