@@ -139,7 +139,8 @@ class Settings:
     sensitivity: bool = switch(False, "measure first what each layer alone costs, as search.sensitivity does")
     num_env_runners: int | None = integer(
         None,
-        "processes that score; 0: in the search's own (default: as many as there are cores; at most 8 on one machine)",
+        "processes that score; 0: in the search's own (default: as many as there are cores, at most 8 on one machine, "
+        "on a cluster at most what the algorithm keeps busy)",
         0,
     )
     threads_per_runner: int | None = integer(

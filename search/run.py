@@ -18,7 +18,8 @@ if __name__ == "__main__":  # before the rest is loaded
 
 import torch
 
-from search import codes, config, objectives, sensitivity, telling
+from approx_env.scoring.calibration import Calibration
+from search import algorithms, codes, config, objectives, sensitivity, telling
 from search.job import Job, claim, differences, is_there, note_on_images, prepare
 from search.results import lease, store
 
@@ -83,7 +84,7 @@ def search(job: Job, more: Mapping[str, bytes]) -> None:
     from search.workers.session import check_shared, session
 
     with session(job.settings.address) as scratch:
-        job = replace(job, settings=_on_cluster(job.settings))
+        job = replace(job, settings=_on_cluster(job.settings, job.problem.calibration))
         settings, problem = job.settings, job.problem
         with claimed(job) as owner:
             if settings.address != "local":
@@ -109,8 +110,8 @@ def search(job: Job, more: Mapping[str, bytes]) -> None:
             validation.finish(job, handle)
 
 
-def _on_cluster(settings: config.Settings) -> config.Settings:
-    """Settles what depends on the cluster.
+def _on_cluster(settings: config.Settings, calibration: Calibration) -> config.Settings:
+    """Settles what depends on the cluster: of its cores a search takes no more than its algorithm keeps busy.
 
     Raises:
         InputError: it can never offer what the runners ask for.
@@ -118,13 +119,18 @@ def _on_cluster(settings: config.Settings) -> config.Settings:
     from search.workers import session
 
     cores, room, at_head = session.room(settings.needs)
+    algorithm = algorithms.find(settings.works)
+    busy = algorithms.busy(algorithm, calibration, algorithms.options(algorithm, settings))
     if settings.num_env_runners is None:
-        wanted = settings.runners if settings.address == "local" else cores
+        wanted = settings.runners if settings.address == "local" else min(cores, busy or cores)
         settings = replace(settings, num_env_runners=max(1, min(wanted, room)))
     print(f"{settings.runners} env runners, and the cluster has {cores} cores", flush=True)
     if settings.runners == 0 and not at_head:
         raise InputError("--num-env-runners 0 works on the cluster's head, which has no room: ask for one or more")
     runners, needs = settings.runners, settings.needs
+    if busy and runners > busy:
+        print(f"note: {settings.works} scores {busy} configurations at a time, so that {runners - busy} env runners of "
+              "each search have no work", flush=True)  # fmt: skip
     if runners > room:
         if settings.address == "local":
             raise InputError(

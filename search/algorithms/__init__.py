@@ -23,12 +23,14 @@ of its own and the trainable's configuration (`ppo`).
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import fields
 from types import ModuleType
 from typing import Any, Protocol
 
+from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.configuration import Configuration
 from search.objectives import Score
 
@@ -88,3 +90,10 @@ def options(algorithm: ModuleType, settings: object) -> Any:
     """An algorithm's options, with the values of those settings that bear the same names."""
     names = [field.name for field in fields(algorithm.Options) if hasattr(settings, field.name)]
     return algorithm.Options(**{name: getattr(settings, name) for name in names})
+
+
+def busy(algorithm: ModuleType, calibration: Calibration, options: Any) -> int | None:
+    """How many runners an algorithm keeps busy: it learns when all of a generation are scored. None: any number."""
+    if hasattr(algorithm, "trial"):
+        return math.ceil(options.iteration_episodes / options.envs_per_runner)
+    return getattr(algorithm.Search(calibration, 0, options), "size", None)

@@ -5,11 +5,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import ray
 
 from approx_env.errors import Failure, InputError
 from approx_env.scoring import calibration
+from approx_env.scoring.calibration import Calibration, Layer
 from search import job, run
 from search.config import Settings
 from search.results import lease, ledger, store
@@ -23,6 +25,7 @@ NODES = {
     "without": {"CPU": 16.0},
     "gone": {"CPU": 64.0, "GPU": 8.0},
 }
+CALIBRATION = Calibration(tuple(Layer(name, None, 35, np.zeros(4, np.float32)) for name in ("conv1", "fire2")), 90, 10)
 
 
 def nodes(monkeypatch, *names: str) -> None:
@@ -48,17 +51,37 @@ def nodes(monkeypatch, *names: str) -> None:
 )
 def test_a_cluster_gets_as_many_runners_as_it_has_room_for(monkeypatch, options, runners, room, capsys):
     nodes(monkeypatch, *NODES)
-    assert run._on_cluster(Settings(address="auto", **options)).runners == runners
+    settings = Settings(address="auto", algorithm="random", **options)
+    assert run._on_cluster(settings, CALIBRATION).runners == runners
     said = capsys.readouterr().out
     assert said.startswith(f"{runners} env runners, and the cluster has 24 cores\n")
     assert (f"there is room for {room}: the search starts when" in said) == (runners > room)
 
 
+@pytest.mark.parametrize(
+    ("options", "busy"),
+    [
+        ({"algorithm": "hill"}, 8),
+        ({"algorithm": "auto"}, 10),  # CMA-ES over two layers: 4 + 3 ln 8
+        ({"algorithm": "ppo", "iteration_episodes": 9, "envs_per_runner": 2}, 5),
+        ({"algorithm": "reconstruction"}, None),
+    ],
+)
+def test_a_cluster_s_search_takes_no_more_runners_than_it_keeps_busy(monkeypatch, options, busy, capsys):
+    nodes(monkeypatch, *NODES)
+    assert run._on_cluster(Settings(address="auto", **options), CALIBRATION).runners == (busy or 24)
+    assert "no work" not in capsys.readouterr().out
+    asked = Settings(address="auto", num_env_runners=20, **options)
+    assert run._on_cluster(asked, CALIBRATION).runners == 20
+    idle = f"configurations at a time, so that {20 - (busy or 20)} env runners of each search have no work"
+    assert (idle in capsys.readouterr().out) == bool(busy)
+
+
 def test_nobody_waits_for_what_this_machine_will_never_have(monkeypatch):
     nodes(monkeypatch, "without")
-    assert 1 <= run._on_cluster(Settings()).runners <= 16
+    assert 1 <= run._on_cluster(Settings(), CALIBRATION).runners <= 16
     with pytest.raises(InputError, match="want a core and 1 GPUs each, and this machine has room for 0"):
-        run._on_cluster(Settings(**GPU))
+        run._on_cluster(Settings(**GPU), CALIBRATION)
 
 
 def test_a_ray_that_does_not_start_is_one_line(monkeypatch, tmp_path):
@@ -73,7 +96,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch, tmp_path):
 def test_a_head_without_cores_cannot_score(monkeypatch):
     nodes(monkeypatch, *NODES)
     with pytest.raises(InputError, match="--num-env-runners 0 works on the cluster's head"):
-        run._on_cluster(Settings(address="auto", num_env_runners=0))
+        run._on_cluster(Settings(address="auto", num_env_runners=0), CALIBRATION)
 
 
 def job_in(folder: Folder, monkeypatch, earlier: dict | None = None) -> SimpleNamespace:
