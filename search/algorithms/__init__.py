@@ -72,8 +72,8 @@ def find(name: str) -> ModuleType:
 def chosen(objective: str, search_tmax: bool) -> str:
     """The algorithm that did best by `python -m benchmarks search` for what is asked.
 
-    After 256 configurations none finds a higher return than CMA-ES, and on AlexNet all find less. For fronts, and where
-    tmax is searched, hill climbing has moves that others lack.
+    After 256 configurations none is above CMA-ES by more than chance, and on AlexNet all are below. For fronts, and
+    where tmax is searched, hill climbing has moves that others lack.
 
     >>> [chosen("return", False), chosen("kd", True), chosen("pareto", False)]
     ['cma', 'hill', 'hill']
