@@ -224,12 +224,12 @@ class Bench:
 
     def run(self) -> None:
         """Every search of every model, seeds in the outer loop: what is cut off has something of every algorithm."""
-        for model in self._arguments.models:
-            given = self._arguments
+        given = self._arguments
+        for model in given.models:
             prepared = job.prepare(settings(model, given.images, given.data_dir, given.sites))
-            bench = _Model(prepared, self._tables, self._arguments.evaluations)
-            for seed in range(self._arguments.seeds):
-                for algorithm in self._arguments.algorithms:
+            bench = _Model(prepared, self._tables, given.evaluations)
+            for seed in range(given.seeds):
+                for algorithm in given.algorithms:
                     bench.advance(Search(prepared, algorithm, seed))
 
     def tell(self) -> None:

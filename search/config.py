@@ -25,6 +25,7 @@ from search.workers.processes import Needs
 ALGORITHMS = (algorithms.AUTO, *algorithms.NAMES)
 ACCURACIES = ("hard", "soft")
 DEFAULT_SEARCH_IMAGES = 1024
+ALONE = 8  # most runners of a search on one machine, unless more are asked for; by default no generation is smaller
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -194,7 +195,7 @@ class Settings:
         """Processes that score."""
         if self.num_env_runners is not None:
             return self.num_env_runners
-        return min(8, max(1, (os.cpu_count() or 1) // self.needs.cores))
+        return min(ALONE, max(1, (os.cpu_count() or 1) // self.needs.cores))
 
     @property
     def needs(self) -> Needs:

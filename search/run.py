@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -119,8 +120,12 @@ def _on_cluster(settings: config.Settings, calibration: Calibration) -> config.S
     from search.workers import session
 
     cores, room, at_head = session.room(settings.needs)
-    algorithm = algorithms.find(settings.works)
-    busy = algorithms.busy(algorithm, calibration, algorithms.options(algorithm, settings))
+    generation = busy = None
+    if settings.address != "local" or settings.runners > config.ALONE:  # else its import would delay every search
+        algorithm = algorithms.find(settings.works)
+        generation = algorithms.generation(algorithm, calibration, algorithms.options(algorithm, settings))
+    if generation:
+        busy = math.ceil(generation / settings.envs_per_runner)
     if settings.num_env_runners is None:
         wanted = settings.runners if settings.address == "local" else min(cores, busy or cores)
         settings = replace(settings, num_env_runners=max(1, min(wanted, room)))
@@ -129,8 +134,8 @@ def _on_cluster(settings: config.Settings, calibration: Calibration) -> config.S
         raise InputError("--num-env-runners 0 works on the cluster's head, which has no room: ask for one or more")
     runners, needs = settings.runners, settings.needs
     if busy and runners > busy:
-        print(f"note: {settings.works} scores {busy} configurations at a time, so that {runners - busy} env runners of "
-              "each search have no work", flush=True)  # fmt: skip
+        print(f"note: {settings.works} scores {generation} configurations at a time, so that {runners - busy} env "
+              "runners of each search have no work", flush=True)  # fmt: skip
     if runners > room:
         if settings.address == "local":
             raise InputError(

@@ -23,7 +23,6 @@ of its own and the trainable's configuration (`ppo`).
 from __future__ import annotations
 
 import importlib
-import math
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import fields
@@ -92,8 +91,8 @@ def options(algorithm: ModuleType, settings: object) -> Any:
     return algorithm.Options(**{name: getattr(settings, name) for name in names})
 
 
-def busy(algorithm: ModuleType, calibration: Calibration, options: Any) -> int | None:
-    """How many runners an algorithm keeps busy: it learns when all of a generation are scored. None: any number."""
+def generation(algorithm: ModuleType, calibration: Calibration, options: Any) -> int | None:
+    """How many configurations an algorithm has scored before it learns; None: any number."""
     if hasattr(algorithm, "trial"):
-        return math.ceil(options.iteration_episodes / options.envs_per_runner)
+        return options.iteration_episodes
     return getattr(algorithm.Search(calibration, 0, options), "size", None)

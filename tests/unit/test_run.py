@@ -5,18 +5,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 import ray
 
 from approx_env.errors import Failure, InputError
 from approx_env.scoring import calibration
-from approx_env.scoring.calibration import Calibration, Layer
 from search import job, run
 from search.config import Settings
 from search.results import lease, ledger, store
 from search.results.folder import Folder
 from search.workers import session
+from tests.calibrated import calibrated
 
 GPU = {"engine": "portable", "device": "cuda"}
 NODES = {
@@ -25,7 +24,7 @@ NODES = {
     "without": {"CPU": 16.0},
     "gone": {"CPU": 64.0, "GPU": 8.0},
 }
-CALIBRATION = Calibration(tuple(Layer(name, None, 35, np.zeros(4, np.float32)) for name in ("conv1", "fire2")), 90, 10)
+CALIBRATION = calibrated(35, 35)
 
 
 def nodes(monkeypatch, *names: str) -> None:
