@@ -1,5 +1,8 @@
 """The benchmark of searches: what is asked for once is never scored twice, and what it says of rows."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -73,6 +76,28 @@ def test_what_was_cut_off_goes_on_and_ends_as_if_it_was_not(bench, scored, tmp_p
 def test_what_begins_by_gradients_has_them(bench):
     rows, _, _ = bench("--models squeezenet_compact --images 16 --algorithms reconstruction --seeds 1 --evaluations 1")
     assert len(rows) == 1
+
+
+def test_an_environment_that_chooses_how_numpy_rounds_changes_no_proposal():
+    """CMA-ES's eigenvectors of equal eigenvalues hang on the last bit."""
+    code = """if True:
+        from benchmarks import bench_search
+        from approx_env import env
+        from search.algorithms import cma
+        from search.objectives import Score
+
+        search = cma.Search(env.shipped_problem("squeezenet_compact").calibration, 0)
+        for generation in range(3):
+            asked = search.ask(search.size)
+            search.tell(asked, [Score((sum(codes[0] for codes in one) % 7,)) for one in asked])
+        print(search.ask(1))
+    """
+    told = {
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
+                       env=os.environ | {"OPENBLAS_CORETYPE": kernel}).stdout
+        for kernel in ("Prescott", "Sandybridge", "Haswell", "SkylakeX")
+    }  # fmt: skip
+    assert len(told) == 1
 
 
 def test_what_is_there_is_drawn_without_a_search(bench, scored):
