@@ -3,11 +3,9 @@
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from approx_env.errors import InputError
-from approx_env.scoring.calibration import Calibration, Layer
 from search import algorithms
 from search.algorithms import reconstruction
 from search.algorithms.ppo.learner import TapPPO
@@ -17,8 +15,9 @@ from search.stages import trials
 from search.stages.trainable import FAILURE, AskTellSearch
 from search.workers.losses import ScoringFailed
 from search.workers.processes import Needs
+from tests.calibrated import calibrated
 
-CALIBRATION = Calibration(tuple(Layer(name, None, 35, np.zeros(4, np.float32)) for name in ("conv1", "fire2")), 90, 10)
+CALIBRATION = calibrated(35, 35)
 DONE = Progress(0, {"hill-seed0": 8, "hill-seed1": 3}, 32, 0, None, 0.0, 0, None, False)
 
 
