@@ -1,5 +1,6 @@
 """What every search algorithm must leave behind, through the real command."""
 
+import hashlib
 import re
 import shutil
 from dataclasses import replace
@@ -30,6 +31,7 @@ ARGUMENTS = {
     "quintile": SQUEEZENET + "quintile --num-env-runners 0",
     "coordinate": SQUEEZENET + f"coordinate --num-env-runners 0 --episodes {EPISODES}",
 }
+POLICY = "f372f06001fcd732368aea53c9ef4042669b7f8171d6a70ada415e7460e994ae"  # SHA-256 of PPO's state
 LAYERS = ("conv1", "fire2", "fire3", "fire4", "fire5", "fire6", "fire7", "fire8", "fire9")
 
 
@@ -72,6 +74,13 @@ def test_rows_have_the_bits_that_every_machine_must_give(run, algorithm):
         return  # it is younger than the file
     stored = pd.read_parquet(ROOT / "tests" / "golden" / "rows.parquet").query("algorithm == @algorithm")
     pd.testing.assert_frame_equal(run.rows[stored.columns], stored.reset_index(drop=True), check_exact=True)
+
+
+def test_a_policy_has_the_bits_that_every_machine_must_give(run, algorithm):
+    """Weights and Adam's moments after the last update: rows are blind to a last bit until it turns a code."""
+    if algorithm == "ppo":
+        state = (run.folder / f"ppo-seed0{store.STATE_SUFFIX}").read_bytes()
+        assert hashlib.sha256(state).hexdigest() == POLICY
 
 
 def test_every_configuration_is_valid_under_the_calibrated_tmax(run, problem):
