@@ -198,8 +198,8 @@ class TapPPO(PPO):
 class Learner(PPOTorchLearner):
     """RLlib's, with an Adam whose steps have the same bits on every CPU.
 
-    torch's plain one takes roots by MKL's vector functions, which begin at the CPU's own estimate (`rsqrtps`): a sixth
-    of them is off by a last bit, and not the same ones on Intel and on AMD. The fused one takes exact roots.
+    torch's plain Adam takes its roots from MKL. MKL begins each at an estimate of the CPU (`rsqrtps`), which Intel and
+    AMD make in their own ways, and a sixth of the roots ends a last bit off. The fused Adam takes exact roots.
     """
 
     def configure_optimizers_for_module(self, module_id, config=None) -> None:
