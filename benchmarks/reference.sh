@@ -25,14 +25,19 @@ student() { # RUN NAME OPTION ...
     $python -m search.finetune --run $run --results $reference --output $reference/$run/$name "$@"
 }
 
+returns='--episodes 512 --search-images 1024 --seeds 0,1,2,3,4'
 losses='--algorithm cma --objective kd+at --search-images 4096 --episodes 128 --seeds 0,1,2,3,4'
 climb='--algorithm hill --objective kd --rungs 1024,4096 --seeds 0,1,2,3,4'
 search alexnet-quintile alexnet --algorithm quintile
-search alexnet-cma alexnet --episodes 512 --search-images 1024 --seeds 0,1,2,3,4
+search alexnet-cma alexnet $returns
+search alexnet-ppo alexnet --algorithm ppo $returns
+search alexnet-random alexnet --algorithm random $returns
 search alexnet-cma-losses alexnet $losses
 search alexnet-hill alexnet $climb --episodes 256
 search squeezenet-quintile squeezenet --algorithm quintile
-search squeezenet-cma squeezenet --episodes 512 --search-images 1024 --seeds 0,1,2,3,4
+search squeezenet-cma squeezenet $returns
+search squeezenet-ppo squeezenet --algorithm ppo $returns
+search squeezenet-random squeezenet --algorithm random $returns
 search squeezenet-cma-losses squeezenet $losses
 search squeezenet-hill squeezenet $climb --episodes 256
 search squeezenet-all-quintile squeezenet --sites all --algorithm quintile

@@ -8,7 +8,7 @@ import pytest
 from search.results import beside, report, store
 from search.results.folder import Folder
 
-REFERENCE = Path(__file__).parents[2] / "results" / "reference" / "squeezenet-random"
+OLDER = Path(__file__).parents[1] / "golden" / "older-run"  # before runs had baselines
 
 
 def line(drop: float) -> dict:
@@ -88,8 +88,8 @@ def test_other_recipes_and_the_same_seed_twice_are_no_seeds(tmp_path, other):
 
 @pytest.fixture
 def finished(tmp_path):
-    folder = tmp_path / "squeezenet-random"
-    shutil.copytree(REFERENCE, folder)
+    folder = tmp_path / "squeezenet-ppo"
+    shutil.copytree(OLDER, folder)
     return folder
 
 
@@ -108,7 +108,7 @@ def test_a_run_without_baselines_is_refused(finished, capsys):
 def test_the_command_names_network_and_search(finished, capsys):
     write_its_own(finished)
     assert report.main([str(finished), "--beside"]) == 0
-    assert "| squeezenet | random | 1.00 ± 0.98 |" in capsys.readouterr().out
+    assert "| squeezenet | ppo | 1.00 ± 0.98 |" in capsys.readouterr().out
 
 
 def test_a_student_whose_file_is_broken_is_told(finished, capsys):
