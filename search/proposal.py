@@ -19,6 +19,7 @@ from torch import nn
 
 from approx_env import tap
 from approx_env.errors import InputError
+from approx_env.scoring import elementary
 from approx_env.scoring.calibration import Calibration
 from approx_env.scoring.configuration import Configuration
 from search import codes
@@ -54,7 +55,7 @@ def observed(calibration: Calibration) -> torch.Tensor:
 
 def configuration(logits: np.ndarray, calibration: Calibration) -> Configuration:
     """The codes of the gaps `(layers, 5)`, rounded down, at least one code apart from each other."""
-    gaps = np.exp(logits - logits.max(-1, keepdims=True))
+    gaps = elementary.exp(logits - logits.max(-1, keepdims=True))
     ends = np.cumsum(gaps, -1)[:, :-1] / gaps.sum(-1, keepdims=True)
     found = [_codes(shares, layer.tmax) for shares, layer in zip(ends, calibration.layers, strict=True)]
     count = len(calibration.names)
@@ -84,6 +85,8 @@ def read(path: Path) -> Policy:
     policy = Policy()
     try:
         policy.load_state_dict(safetensors.torch.load(path.read_bytes()))
+        if not all(values.isfinite().all() for values in policy.state_dict().values()):
+            raise ValueError("a weight is not finite")
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         raise InputError(
             f"{path} holds no policy ({str(error).splitlines()[0]}): name a file that search.pretrain wrote"

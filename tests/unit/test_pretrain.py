@@ -1,5 +1,9 @@
 """Training a policy over problems: what the problems are, that it learns, and that a seed says what."""
 
+import hashlib
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +13,8 @@ import torch
 from approx_env.scoring.evaluator import Evaluator
 from search import pretrain, proposal
 from search.pretrain import Source
+
+POLICY = "0c5bdb9f68a19e4574a0a20830c47825ad27b77d7de209eae609bac496d651eb"  # SHA-256 of what 4 iterations leave
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +82,15 @@ def test_the_command_writes_a_policy(tmp_path, capsys, source, monkeypatch):
     printed = capsys.readouterr().out
     assert "iteration 2 of 2: losses " in printed and f"policy in {output}" in printed
     assert proposal.save(proposal.read(output)) == proposal.save(trained(source, 2)[-1][0])
+
+
+def test_the_policy_has_the_same_bits_on_every_cpu(tmp_path):
+    """Also where the environment names kernels that round in another way."""
+    output = tmp_path / "p.safetensors"
+    command = [sys.executable, "-m", "search.pretrain", "--teachers", "squeezenet_compact", "--iterations", "4"]
+    kernels = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}
+    subprocess.run([*command, "--output", output], check=True, capture_output=True, env=os.environ | kernels)
+    assert hashlib.sha256(output.read_bytes()).hexdigest() == POLICY
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The policy that proposes codes: always valid ones, quintile if it has learnt nothing, and what a file of it holds."""
 
 import json
+import math
 
 import hypothesis.strategies as st
 import numpy as np
@@ -69,11 +70,15 @@ def test_a_file_gives_back_the_policy(policy, tmp_path):
     assert policy.propose(calibration) != calibration.quintile
 
 
-@pytest.mark.parametrize("content", [None, b"", b"x" * 100, "other"])
+@pytest.mark.parametrize("content", [None, b"", b"x" * 100, "other", "infinite"])
 def test_what_is_no_policy_is_an_error(tmp_path, content):
     path = tmp_path / "p.safetensors"
     if content == "other":
         content = proposal.safetensors.torch.save({"weight": torch.zeros(2)})
+    elif content == "infinite":
+        odd = proposal.Policy()
+        odd.gaps.bias.data[0] = math.nan
+        content = proposal.save(odd)
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"p\.safetensors holds no policy .*search\.pretrain"):
