@@ -21,7 +21,7 @@ COMMAND = {
 NODE = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 # Of a process that draws or learns. torch, MKL and numpy's OpenBLAS choose instructions by the CPU, and each choice
 # rounds in its own way; with these a policy, and CMA-ES, have the same bits on every x86 CPU. They count when torch and
-# numpy are loaded. MKL's square roots differ even so: PPO's learner does without them.
+# numpy are loaded. MKL's square roots differ even so: what learns takes those of torch's fused Adam.
 SAME_BITS = {
     "ATEN_CPU_CAPABILITY": "default",
     "MKL_CBWR": "COMPATIBLE",

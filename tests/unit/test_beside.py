@@ -7,8 +7,7 @@ import pytest
 
 from search.results import beside, report, store
 from search.results.folder import Folder
-
-OLDER = Path(__file__).parents[1] / "golden" / "older-run"  # before runs had baselines
+from tests.unit.test_inspection import OLDER
 
 
 def line(drop: float) -> dict:

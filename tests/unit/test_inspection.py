@@ -24,6 +24,8 @@ from search.results import inspection, lease, ledger, report, store
 from search.results.folder import Folder, as_json
 
 LAYERS, TMAX, EPISODES = ("conv1", "fire2"), (35, 255), 4
+# A run of PPO on another teacher, from before runs had baselines and a cost model.
+OLDER = Path(__file__).parents[1] / "golden" / "older-run"
 INFO = ledger.RunInfo("r", "squeezenet", "digits", LAYERS, TMAX, 32)
 
 COSTS = {"zero_natural": 0.25, "covered": 0.5, "relative_energy_sites": 0.375, "relative_energy": 0.6875,

@@ -18,10 +18,9 @@ from search.results import page, report, store
 from search.results.folder import Folder, as_json
 from search.results.page import figures, reading, sections, verdict
 from search.stages import changes
-from tests.unit.test_inspection import ABOUT, BEST, LAYERS, ROWS, write_baselines, write_part
+from tests.unit.test_inspection import ABOUT, BEST, LAYERS, OLDER, ROWS, write_baselines, write_part
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
-OLDER = Path(__file__).parents[1] / "golden" / "older-run"  # of another teacher, without a cost model
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")  # matplotlib's, of a figure that has no room
 EVIL = "<script>alert('x')</script>$a_b$&\"'"
 SPLIT = {"teacher": 0.9, "student": 0.8, "drop_points": 10.0, "drop_error_points": 0.5}
@@ -287,18 +286,27 @@ def test_runs_are_compared_in_a_table_and_a_figure(whole, tmp_path):
     assert len([tag for tag, given in found.tags if tag == "svg"]) == 1
 
 
-def test_runs_of_another_teacher_have_a_figure_of_their_own():
-    folders = (OLDER, REFERENCE / "squeezenet-hill", REFERENCE / "squeezenet-quintile")
+def test_runs_of_another_teacher_have_a_figure_of_their_own(tmp_path):
+    other = shutil.copytree(OLDER, tmp_path / "other")
+    about = json.loads((other / store.RUN).read_text())
+    (other / store.RUN).write_bytes(as_json(about | {"run": "squeezenet-random"}))
+    for path in other.rglob("*.parquet"):
+        rows = pq.read_table(path)
+        names = pa.array(["squeezenet-random"] * len(rows))
+        path.write_bytes(store.arrow_parquet(rows.set_column(rows.schema.get_field_index("run"), "run", names)))
+    folders = (OLDER, other, REFERENCE / "squeezenet-hill", REFERENCE / "squeezenet-quintile")
     found = Reader(page.of_runs([reading.read(Folder(folder)) for folder in folders]))
-    assert "3 of 3 runs have chosen." in found.text and "loses least" not in found.text
+    assert "4 of 4 runs have chosen." in found.text and "loses least" not in found.text
     labels = [given["aria-label"] for tag, given in found.tags if tag == "svg"]
-    assert len(labels) == 2 and "squeezenet-ppo" in labels[0]
+    assert len(labels) == 2 and "squeezenet-ppo" in labels[0] and "squeezenet-random" in labels[0]
 
 
 # -- what a page is
 
 
-@pytest.mark.parametrize("name", ["squeezenet-hill", "squeezenet-all-hill", OLDER, "squeezenet-quintile"])
+@pytest.mark.parametrize(
+    "name", ["squeezenet-hill", "squeezenet-all-hill", "alexnet-ppo", OLDER, "squeezenet-quintile"]
+)
 def test_a_committed_run_makes_a_page_below_1_mb_that_asks_for_nothing(name):
     text = page.of_run(reading.read(Folder(REFERENCE / name)), links="")
     assert len(text.encode()) < 1_000_000

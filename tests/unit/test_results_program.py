@@ -17,11 +17,11 @@ import pytest
 
 from search.results import lease, program, query, selection, store, summary
 from search.results.folder import Folder, as_json
-from tests.unit.test_inspection import ABOUT, BEST, LAYERS, ROWS, write_part
+from tests.unit.test_inspection import ABOUT, BEST, LAYERS, OLDER, ROWS, write_part
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "results" / "reference"
-HILL, OLDER = str(REFERENCE / "squeezenet-hill"), str(ROOT / "tests" / "golden" / "older-run")
+HILL, PPO = str(REFERENCE / "squeezenet-hill"), str(OLDER)  # PPO of an older version
 A_FEW_SECONDS = 30.0  # generous, for a machine that has much else to do
 
 
@@ -102,7 +102,7 @@ def test_what_was_edited_is_named(tmp_path, capsys):
     assert len(lines(capsys, "list", "--results", tmp_path)) == 4
 
 
-@pytest.mark.parametrize("name", ["squeezenet-hill", "alexnet-cma"])
+@pytest.mark.parametrize("name", ["squeezenet-hill", "alexnet-random", PPO])
 def test_top_is_what_the_run_itself_kept(capsys, name):
     """With rungs, and without."""
     kept = pd.read_parquet(REFERENCE / name / store.TOP)
@@ -158,20 +158,20 @@ def test_show_tells_searches_settings_and_codes(tmp_path, capsys):
 
 
 def test_runs_side_by_side(capsys):
-    first, second = lines(capsys, "compare", HILL, OLDER)
+    first, second = lines(capsys, "compare", HILL, PPO)
     assert (first["run"], second["run"]) == ("squeezenet-hill", "squeezenet-ppo")
     assert first["arguments"]["objective"] == "kd" and second["arguments"]["objective"] is None
     assert "model" not in first["arguments"] and "results" not in first["arguments"]
-    text = told(capsys, "compare", HILL, OLDER).splitlines()
+    text = told(capsys, "compare", HILL, PPO).splitlines()
     assert text[1].split() == ["1:", "squeezenet-hill", "2:", "squeezenet-ppo"]
     assert ["--episodes", "256", "512"] in [line.split() for line in text]
-    rows = list(csv.DictReader(io.StringIO(told(capsys, "compare", HILL, OLDER, "--csv"))))
+    rows = list(csv.DictReader(io.StringIO(told(capsys, "compare", HILL, PPO, "--csv"))))
     assert [row["--algorithm"] for row in rows] == ["hill", "ppo"]
 
 
 def test_csv_has_every_column_and_every_digit(capsys):
-    (row,) = csv.DictReader(io.StringIO(told(capsys, "top", OLDER, "--limit", 1, "--csv")))
-    (same,) = lines(capsys, "top", OLDER, "--limit", 1)
+    (row,) = csv.DictReader(io.StringIO(told(capsys, "top", PPO, "--limit", 1, "--csv")))
+    (same,) = lines(capsys, "top", PPO, "--limit", 1)
     assert list(row) == list(same) and {name: str(value) for name, value in same.items()} == row
 
 
@@ -208,7 +208,7 @@ def test_a_million_rows_take_a_few_seconds(tmp_path, capsys):
         (["rank"], "got 'rank'"),
         (["show"], "show got 0 runs before its options: the command is python -m search.results show RUN"),
         (["show", "--json", HILL], f"--json must be on or off, got '{HILL}'"),
-        (["top", HILL, OLDER], "top got 2 runs"),
+        (["top", HILL, PPO], "top got 2 runs"),
         (["compare", HILL], "compare got 1 runs"),
         (["list", "results"], "list got 1 runs"),
         (["list", "--results", "/none"], "--results /none is not there"),
@@ -217,7 +217,7 @@ def test_a_million_rows_take_a_few_seconds(tmp_path, capsys):
         (["top", HILL, "--sort", "time"], "--sort must be return, "),
         (["top", HILL, "--limit", "0"], "--limit must be at least 1"),
         (["top", HILL, "--json", "--csv"], "--json and --csv are two ways to print"),
-        (["top", OLDER, "--sort", "relative_energy"], "relative_energy"),
+        (["top", PPO, "--sort", "relative_energy"], "relative_energy"),
     ],
 )
 def test_what_cannot_be_answered(capsys, arguments, said):
@@ -238,7 +238,7 @@ def test_help(capsys, arguments):
 
 @pytest.mark.parametrize("how", [[], ["--json"], ["--csv"]])
 def test_a_pipe_that_nobody_reads(how):
-    command = [sys.executable, "-m", "search.results", "top", OLDER, "--limit", "1000", *how]
+    command = [sys.executable, "-m", "search.results", "top", PPO, "--limit", "1000", *how]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     running.stdout.close()  # as `head` does when it has enough
     assert running.wait(120) == 141 and running.stderr.read() == ""
