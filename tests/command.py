@@ -122,8 +122,11 @@ class Command:
         """Waits for its end, and removes whatever it has left, but for its results."""
         try:
             status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it hangs, and has said: {self.output}{self._streams[1].read_text()}") from None
         finally:
             self.process.kill()
+            self.process.wait()
             processes = self._outlived(PATIENCE_SECONDS)
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):

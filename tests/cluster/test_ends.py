@@ -36,6 +36,7 @@ def check(running: Command, status: int) -> str:
 def test_a_signal(running, number):
     """`test_alone` ends a search of PPO by Ctrl-C, and is not slow."""
     running.wait_for_rows()
+    assert not list(running.temporary.rglob("events.out.tfevents*"))  # a signal in their writer kept it from ending
     running.process.send_signal(number)
     assert check(running, 128 + number).splitlines() == ["interrupted"]
 

@@ -73,7 +73,7 @@ def test_a_command_sets_what_nobody_has_set():
         done = subprocess.run(
             [sys.executable, "-c", program], cwd=ROOT, env=environment | given, capture_output=True, text=True
         )
-        assert done.stdout.split() == [number, "0", "1", "0"], done.stderr
+        assert done.stdout.split() == [number, "0", "1", "1", "0"], done.stderr
 
 
 def test_what_ray_sets_goes_with_its_session(monkeypatch):
