@@ -136,6 +136,34 @@ def _heard(received: list[int]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """A signal of `ENDING` that comes in the block is heard after it, so that nothing is left half begun or half ended.
+
+    Whoever presses Ctrl-C again in the block does not want to wait.
+    """
+    came: list[int] = []
+
+    def hold(number: int, frame) -> None:
+        if number == signal.SIGINT and number in came:
+            came.clear()
+            before[number](number, frame)
+        came.append(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {each: handler for each in ENDING if callable(handler := signal.getsignal(each))}
+    for each in before:
+        signal.signal(each, hold)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
 def _threads_that_write(unread: list[bool]) -> Iterator[None]:
     """A thread that finds that nobody reads stdout ends the command, not only itself."""
     before = threading.excepthook

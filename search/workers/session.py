@@ -21,7 +21,7 @@ import psutil  # isort: skip
 from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from approx_env.errors import ENDING, Failure, InputError
+from approx_env.errors import ENDING, Failure, InputError, postponed
 from search.results.folder import Folder
 from search.workers import processes
 from search.workers.processes import Needs
@@ -61,7 +61,8 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
     try:
         if address == "local":
             with processes.private(), processes.ray_s_kept():
-                watch = _start(temporary, cores, processes.NODE | variables)
+                with postponed():  # Ray cannot end half a node
+                    watch = _start(temporary, cores, processes.NODE | variables)
                 yield temporary / "scratch"
         else:
             _join(address, variables)
@@ -77,22 +78,22 @@ def session(address: str, cores: int | None = None, same_bits: bool = True) -> I
             print(f"Ray's logs are kept in {_keep_logs(temporary)}", file=sys.stderr)
         raise
     finally:
-        if watch:
-            watch.stop()
-        ray.shutdown()
-        shutil.rmtree(temporary, ignore_errors=True)
-        if watch:
-            watch.unmute()
+        with postponed():
+            if watch:
+                watch.stop()
+            ray.shutdown()
+            shutil.rmtree(temporary, ignore_errors=True)
+            if watch:
+                watch.unmute()
 
 
 def _start(temporary: Path, cores: int | None, variables: dict[str, str]) -> _Watch:
     """Starts a node of this command's own below `temporary`."""
     folder = temporary / "r"
     folder.mkdir()
-    handlers = {number: signal.getsignal(number) for number in ENDING}
     enabled, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False  # so Ray's address is loopback
     try:
-        with processes.inherited(variables):
+        with processes.inherited(variables), _own_signals():
             ray.init(address="local", num_cpus=cores, object_store_memory=OBJECT_STORE_BYTES, include_dashboard=False,
                      _temp_dir=str(folder), **QUIET)  # fmt: skip
     except Exception as error:  # Ray's are of many kinds; on a machine with too much to do it takes too long
@@ -100,16 +101,29 @@ def _start(temporary: Path, cores: int | None, variables: dict[str, str]) -> _Wa
                       "again") from error  # fmt: skip
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = enabled
-        _restore(handlers)
     return _Watch()
 
 
-def _restore(handlers: dict[int, Any]) -> None:
-    """Takes SIGTERM back from Ray, which ends without cleaning up."""
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            if callable(handler):
-                signal.signal(number, handler)
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """SIGTERM waits in the block, and is ours again after it.
+
+    Ray takes it there, first in Python and then in C++, and would end this process by it without cleaning up.
+    """
+    handlers = {number: signal.getsignal(number) for number in ENDING}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                if callable(handler):
+                    signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+# Ray ends by SIGTERM what it starts, even while this process does not hear it.
+os.register_at_fork(after_in_child=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM]))
 
 
 class _Watch(threading.Thread):
@@ -172,16 +186,14 @@ def _keep_logs(temporary: Path) -> Path:
 
 
 def _join(address: str, variables: dict[str, str]) -> None:
-    handlers = {number: signal.getsignal(number) for number in ENDING}
     try:
         if address != "auto":  # Ray itself would try for minutes
             host, port = address.rsplit(":", 1)
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-        ray.init(address=address, runtime_env={"env_vars": variables}, **QUIET)
+        with _own_signals():
+            ray.init(address=address, runtime_env={"env_vars": variables}, **QUIET)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from error
-    finally:
-        _restore(handlers)
 
 
 def room(needs: Needs) -> tuple[int, int, int]:

@@ -20,14 +20,15 @@ def running():
     command.process.kill()
 
 
-def check(running: Command, status: int) -> str:
-    """It ends with this status and leaves nothing but its rows. Gives what it said on stderr."""
+def check(running: Command, status: int, rows: bool = True) -> str:
+    """It ends with this status and leaves nothing but its rows, if it has `rows`. Gives what it said on stderr."""
     ended = running.finish()
     assert ended.status == status, ended.output + ended.errors
     assert not any(word in ended.errors for word in ("Traceback", "***", "PC: @")), ended.errors
     assert not ended.temporary and not ended.processes
     assert not (ended.folder / lease.FILE).exists()
-    assert len(ended.rows) > 0
+    assert (ended.folder / "episodes").exists() == rows
+    assert not rows or len(ended.rows) > 0
     return ended.errors
 
 
@@ -39,6 +40,23 @@ def test_a_signal(running, number):
     assert not list(running.temporary.rglob("events.out.tfevents*"))  # a signal in their writer kept it from ending
     running.process.send_signal(number)
     assert check(running, 128 + number).splitlines() == ["interrupted"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_ray_starts(running, number):
+    """The raylet and its agents are there, and nobody but Ray's client could end them yet."""
+    running.wait_until(lambda: running.titled("ray::DashboardAgent"))
+    running.process.send_signal(number)
+    assert check(running, 128 + number, rows=False).splitlines() == ["interrupted"]
+
+
+@pytest.mark.slow
+def test_a_signal_while_ray_ends():
+    command = Command(*ENDLESS.replace("1000000", "8").split())
+    command.wait_until(lambda: "results in" in command.output)
+    command.process.send_signal(signal.SIGINT)
+    assert check(command, 130).splitlines() == ["interrupted"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from approx_env.errors import ENDING, Failure, InputError, exit_status, run_module
+from approx_env.errors import ENDING, Failure, InputError, exit_status, postponed, run_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,6 +93,47 @@ def test_a_signal_that_is_dropped_comes_again(number, capsys):
 
     assert exit_status(command) == 128 + number
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_a_signal_that_is_postponed_comes_after_the_block(number, capsys):
+    done = []
+
+    def command():
+        with postponed():
+            os.kill(os.getpid(), number)
+            done.append("block")
+        done.append("rest")
+
+    assert exit_status(command) == 128 + number
+    assert done == ["block"] and capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_second_ctrl_c_is_not_postponed(capsys):
+    done = []
+
+    def command():
+        with postponed():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("first")
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("second")
+
+    assert exit_status(command) == 130
+    assert done == ["first"] and capsys.readouterr().err == "interrupted\n"
+
+
+def test_nothing_is_postponed_in_another_thread():
+    before, found = signal.getsignal(signal.SIGINT), []
+
+    def block():
+        with postponed():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=block)
+    thread.start()
+    thread.join()
+    assert found == [before]
 
 
 def test_what_nohup_ignores_stays_ignored():
