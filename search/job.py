@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -307,12 +308,17 @@ def claim(job: Job) -> lease.Owner:
         if not (episodes := job.folder / store.EPISODES).exists():
             episodes.create()
         owner = lease.take(job.folder, fresh=not job.earlier)
-        if job.earlier:
-            again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": commit()}
-            job.folder.write_json(store.RUN, job.earlier | {"resumed": [*job.earlier.get("resumed", []), again]})
-        else:
-            job.folder.write_json(store.RUN, describe(job))
-        job.folder.write(store.HISTOGRAMS, _histograms(job.problem.calibration))
+        try:
+            if job.earlier:
+                again = {"time": _now().isoformat(timespec="seconds"), "versions": _versions(), "commit": commit()}
+                job.folder.write_json(store.RUN, job.earlier | {"resumed": [*job.earlier.get("resumed", []), again]})
+            else:
+                job.folder.write_json(store.RUN, describe(job))
+            job.folder.write(store.HISTOGRAMS, _histograms(job.problem.calibration))
+        except BaseException:
+            with suppress(OSError, InputError):  # another driver waits for its expiry
+                lease.release(job.folder, owner)
+            raise
     except OSError as error:
         raise InputError(f"--results {job.settings.results} cannot be written ({error}): choose another") from error
     return owner

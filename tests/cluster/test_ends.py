@@ -32,6 +32,11 @@ def check(running: Command, status: int, rows: bool = True) -> str:
     return ended.errors
 
 
+def process(command: Command, file: str) -> list[int]:
+    """Its processes that run a program whose path ends so."""
+    return [number for number, line in command._session().items() if line.split(" ")[0].endswith(file)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal(running, number):
@@ -52,18 +57,20 @@ def test_a_signal_while_ray_starts(running, number):
 
 
 @pytest.mark.slow
-def test_a_signal_while_ray_ends():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_ray_ends(number):
+    """SIGTERM then ends the command at once: Ray has given it back to the system."""
     command = Command(*ENDLESS.replace("1000000", "8").split())
-    command.wait_until(lambda: "results in" in command.output)
-    command.process.send_signal(signal.SIGINT)
-    assert check(command, 130).splitlines() == ["interrupted"]
+    command.wait_until(lambda: "results in" in command.output and not process(command, "raylet/raylet"))
+    command.process.send_signal(number)
+    assert check(command, 128 + number).splitlines() == ["interrupted"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "name"), [("raylet/raylet", "raylet"), ("gcs_server", "GCS")])
 def test_a_process_of_ray_that_dies(running, file, name):
     running.wait_for_rows()
-    (number,) = [number for number, line in running._session().items() if line.split(" ")[0].endswith(file)]
+    (number,) = process(running, file)
     os.kill(number, signal.SIGKILL)
     running.process.wait(LONGEST_SECONDS)
     kept = [path.name for path in running.temporary.glob("ray-logs-*/logs/*")]

@@ -148,6 +148,14 @@ def test_a_folder_that_cannot_be_listed_is_kept(tmp_path, monkeypatch):
     assert (made.folder / store.EPISODES).exists("part-1.parquet")
 
 
+def test_a_run_that_is_ended_while_it_is_described_leaves_no_lease(tmp_path, monkeypatch):
+    made = job_in(Folder(tmp_path / "r"), monkeypatch)
+    monkeypatch.setattr(job, "describe", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), run.claimed(made):
+        raise AssertionError
+    assert made.folder.names() == []
+
+
 @pytest.mark.parametrize("damage", ["mkdir", "touch"])
 def test_a_lease_that_is_none_ends_the_run_before_it_begins(tmp_path, monkeypatch, damage):
     made = job_in(Folder(tmp_path), monkeypatch, earlier={"run": "r"})
