@@ -25,7 +25,7 @@ from search.job import Job, claim, differences, is_there, note_on_images, prepar
 from search.results import lease, store
 
 AS_BEGUN = "when the run was begun; its results may differ from an uninterrupted run's"
-CLOSE_SECONDS = 5  # that an interrupted search waits for its last rows
+CLOSE_SECONDS = 5  # that a search waits for its last rows, and for the last sign of its lease
 
 
 def announce(job: Job) -> None:
@@ -97,18 +97,25 @@ def search(job: Job, more: Mapping[str, bytes]) -> None:
             if lease.renew(job.folder, owner):  # what came before may have taken long
                 raise InputError(f"another driver has taken {job.folder} over: leave it to that one")
             handle = sink.start(job.folder, info, problem, settings.top, owner)
+
+            def close() -> None:
+                with suppress(ray.exceptions.RayError):
+                    ray.get(handle.close.remote(), timeout=CLOSE_SECONDS)
+
             try:
                 if more:
                     trials.patiently(handle, handle.write.remote(more))
                 trials.run(job, scratch, handle)
                 promotion.run(job, handle)
             except BaseException:
-                with suppress(ray.exceptions.RayError):
-                    ray.get(handle.close.remote(), timeout=CLOSE_SECONDS)
+                close()
                 raise
             finally:
                 _tell_count(handle, job)
-            validation.finish(job, handle)
+            try:
+                validation.finish(job, handle)
+            finally:
+                close()  # before the lease is given back, which the sink keeps alive
 
 
 def _on_cluster(settings: config.Settings, calibration: Calibration) -> config.Settings:

@@ -53,7 +53,7 @@ class _Sink:
         self._refused: dict[str, Exception] = {}  # why env runners of a trial cannot start
         self._trouble: str | None = None
         self._closed = False
-        self._writing = asyncio.Lock()
+        self._writing, self._beating = asyncio.Lock(), asyncio.Lock()
         self._sweep()
         loop = asyncio.get_event_loop()
         self._ready = loop.create_task(self._rebuild())
@@ -147,9 +147,14 @@ class _Sink:
                 place.sweep()
 
     async def close(self) -> None:
-        """Writes what is waiting, for the last time: what comes later is not written, so that a count stays true."""
+        """Writes what is waiting, for the last time: what comes later is not written, so that a count stays true.
+
+        Nor is the lease kept alive any more, which can now be given back.
+        """
         await self.flush()
         self._closed = True  # nothing is awaited in between
+        async with self._beating:  # a beat that is under way ends
+            pass
 
     async def _write(self) -> None:
         ledger = self._ledger
@@ -190,8 +195,11 @@ class _Sink:
 
     async def _beat_regularly(self) -> None:
         while not self._heart.lost:
-            with suppress(Exception):  # the next beat may succeed
-                await asyncio.to_thread(self._heart.beat)
+            async with self._beating:
+                if self._closed:
+                    return
+                with suppress(Exception):  # the next beat may succeed
+                    await asyncio.to_thread(self._heart.beat)
             await asyncio.sleep(FLUSH_SECONDS)
 
     async def _flush_regularly(self) -> None:

@@ -365,6 +365,34 @@ def test_a_closed_sink_has_written_what_came_before_and_writes_nothing_after(fol
     assert [row["episode"] for row in rows_in(folder)] == [0]
 
 
+def test_a_closed_sink_lets_the_lease_go(folder, monkeypatch):
+    """A beat that is under way ends before, so that none comes after the lease was given back."""
+    monkeypatch.setattr(sink, "FLUSH_SECONDS", 0.01)
+    owner, beat, begun, go_on = lease.me(), lease.beat, threading.Event(), threading.Event()
+
+    def slow(folder, owner):
+        begun.set()
+        assert go_on.wait(60)
+        beat(folder, owner)
+
+    async def script():
+        lease.beat(Folder(folder), owner)
+        monkeypatch.setattr(lease, "beat", slow)
+        actor = sink._Sink(Folder(folder), INFO, b"", 3, owner)
+        await until(begun.is_set)
+        closing = asyncio.ensure_future(actor.close())
+        await asyncio.sleep(0.1)
+        waits = not closing.done()
+        go_on.set()
+        await closing
+        lease.release(Folder(folder), owner)
+        await asyncio.sleep(0.1)  # ten beats
+        return waits
+
+    assert asyncio.run(script())
+    assert not (folder / lease.FILE).exists()
+
+
 def test_what_a_sink_left_that_was_killed_while_it_wrote_is_removed(folder):
     parts = folder / store.EPISODES
     left = [folder / ".top.parquet.0123.tmp", parts / ".part-4567.parquet.89ab.tmp"]
