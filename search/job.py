@@ -10,7 +10,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -316,8 +315,7 @@ def claim(job: Job) -> lease.Owner:
                 job.folder.write_json(store.RUN, describe(job))
             job.folder.write(store.HISTOGRAMS, _histograms(job.problem.calibration))
         except BaseException:
-            with suppress(OSError, InputError):  # another driver waits for its expiry
-                lease.release(job.folder, owner)
+            lease.release(job.folder, owner)
             raise
     except OSError as error:
         raise InputError(f"--results {job.settings.results} cannot be written ({error}): choose another") from error

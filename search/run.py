@@ -166,8 +166,7 @@ def claimed(job: Job) -> Iterator[lease.Owner]:
                 job.folder.discard()
         raise
     finally:
-        with suppress(OSError, InputError):  # another driver waits for its expiry
-            lease.release(job.folder, owner)
+        lease.release(job.folder, owner)
 
 
 def _tell_count(handle, job: Job) -> None:

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from approx_env.errors import InputError
@@ -106,9 +107,10 @@ def take(folder: Folder, *, fresh: bool = False) -> Owner:
 
 
 def release(folder: Folder, owner: Owner) -> None:
-    """Says that nobody writes the run any more."""
-    if (found := _read(folder)) and found["token"] == owner.token:
-        folder.remove(FILE)
+    """Says that nobody writes the run any more. If that cannot be said, another driver waits for the lease's expiry."""
+    with suppress(OSError, InputError):
+        if (found := _read(folder)) and found["token"] == owner.token:
+            folder.remove(FILE)
 
 
 def held(folder: Folder) -> bool:

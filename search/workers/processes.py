@@ -14,8 +14,8 @@ COMMAND = {
     "OMP_NUM_THREADS": "1",  # env runners share the cores
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends our commands, not only Tune
-    # Nobody reads Tune's own records. The writer of TensorBoard's has a queue. A Ctrl-C that comes while it puts
-    # something there leaves the queue's lock taken: the command would say "interrupted", and then wait for ever.
+    # Nobody reads Tune's own records. Tune writes those for TensorBoard through a queue. Ctrl-C while something is put
+    # there can leave the queue's lock taken. The command would then say "interrupted" and wait for ever.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # no banner: our own line tells the progress
 }
